@@ -1,0 +1,142 @@
+"""A Hugging Face causal LM seen as `embed -> layers -> norm -> head`, its layers unpatched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from undertow.backbone.families import Tap, family_of
+from undertow.store import View, take
+
+Port = Callable[[Tensor, Tensor], Tensor]  # (projected_BSK, projection input a_BSD) -> projected_BSK
+
+# What the taps of the layer now running add: {id(projection): [(tap, heads, port), ...]}. The executor sets it around
+# each layer call; it is the only forward state that is not an argument.
+_PORTS: ContextVar[dict[int, list[tuple[Tap, int, Port]]] | None] = ContextVar("undertow_ports", default=None)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a backbone: L layers, width D, H query heads, G key/value heads, head width E."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width
+
+    def layer(self, number: int, name: str) -> int:
+        """A layer number with negatives counted from the end. Raises ValueError naming the argument."""
+        if not -self.layers <= number < self.layers:
+            raise ValueError(f"{name}={number}: the model has {self.layers} layers, 0..{self.layers - 1} (or negative)")
+        return number % self.layers
+
+
+def shape_of(config) -> Shape:
+    """The sizes in a Hugging Face config (its attribute_map covers GPT-2's own names)."""
+    heads = config.num_attention_heads
+    # Optional fields of foreign configs: not every family has grouped heads or a free head width.
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(config.num_hidden_layers, config.hidden_size, heads, kv_heads, head_width)
+
+
+def _tap_hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Forward hook of a tapped projection: add what the executor asks for, to the declared slice only."""
+    ports = _PORTS.get()
+    for tap, heads, port in (ports or {}).get(id(module), ()):
+        if tap.parts == 1:
+            output = port(output, args[0])
+            continue
+        groups = heads if tap.by_head else 1
+        split = output.unflatten(-1, (groups, tap.parts, -1))
+        mixed = port(split[..., tap.index, :].flatten(-2), args[0])
+        output = torch.select_scatter(split, mixed.unflatten(-1, (groups, -1)), -2, tap.index).flatten(-3)
+    return output
+
+
+@contextmanager
+def tapped(ports: dict[int, list[tuple[Tap, int, Port]]]):
+    """Let the taps of these projections act, for the duration of one layer call."""
+    token = _PORTS.set(ports)
+    try:
+        yield
+    finally:
+        _PORTS.reset(token)
+
+
+class Backbone:
+    """The view of a causal LM that the executor runs. Holds no state of its own.
+
+    Raises:
+        ValueError: a family that is not supported, or an attention implementation whose masks are not ours.
+    """
+
+    def __init__(self, lm: PreTrainedModel):
+        self.lm, self.config = lm, lm.config
+        self.family = family_of(lm.config.model_type)
+        if lm.config._attn_implementation != "sdpa":
+            raise ValueError(
+                f"attn_implementation={lm.config._attn_implementation!r}: only 'sdpa' is supported; "
+                "load the backbone with attn_implementation='sdpa'"
+            )
+        base = getattr(lm, self.family.base)
+        self.base, self.layers = base, getattr(base, self.family.layers)
+        self.final_norm = getattr(base, self.family.norm)
+        self.shape = shape_of(lm.config)
+
+    def ports(self, layer: int, key: Port | None, value: Port | None) -> dict[int, list[tuple[Tap, int, Port]]]:
+        """What `tapped` needs for a call of this layer. Hooks each projection once; weight names stay as they are."""
+        found: dict[int, list] = {}
+        for tap, port in ((self.family.key, key), (self.family.value, value)):
+            if port is None:
+                continue
+            projection = self.layers[layer].get_submodule(tap.module)
+            if _tap_hook not in projection._forward_hooks.values():
+                projection.register_forward_hook(_tap_hook)
+            found.setdefault(id(projection), []).append((tap, self.shape.heads, port))
+        return found
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids_BT: Tensor) -> Tensor:
+        """Token ids (or ready embeddings) -> `x_BTD`, what layer 0 reads."""
+        x_BTD = getattr(self.base, self.family.embed)(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.family.positions:
+            x_BTD = x_BTD + getattr(self.base, self.family.positions)(position_ids_BT)
+        if self.family.dropout:
+            x_BTD = getattr(self.base, self.family.dropout)(x_BTD)
+        return self.final_norm(x_BTD) if self.family.norm_embedding else x_BTD
+
+    def rotary(self, x_BTD: Tensor, position_ids_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of the rotary embedding, each `_BTE` (None: the family has none)."""
+        if self.family.rotary is None:
+            return None
+        return getattr(self.base, self.family.rotary)(x_BTD, position_ids=position_ids_BT)
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer (None: full attention)."""
+        window = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        return window if kinds is None or kinds[layer] == "sliding_attention" else None
+
+    def layer(self, index: int, x_BSD: Tensor, view: View, mask: Tensor | None, rotary, positions: range) -> Tensor:
+        """One layer, called as Hugging Face calls it."""
+        keywords = {self.family.cache: view, "attention_mask": mask}
+        if rotary is not None:
+            keywords["position_embeddings"] = tuple(take(x, positions) for x in rotary)
+        return self.layers[index](x_BSD, **keywords)
+
+    def head(self, h_BSD: Tensor) -> Tensor:
+        """Normed states -> logits `_BSV`."""
+        logits = self.lm.get_output_embeddings()(h_BSD)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,246 @@
+"""Documents -> rows of equal length, packed so that little is padding and nothing crosses a document's border.
+
+A document is `bos, its tokens, eos` (no bos where the tokenizer has none). One longer than a row is cut into pieces of
+a row's length; the pieces are then placed by best fit, the longest first, each where the least room is left over.
+
+The rows lie in one `.npy` file that is mapped, not read: a numpy file is its own format, one rename makes it appear
+whole, and workers share its pages. `datasets` would add a table format around the same integers. Only the ids and the
+positions are stored; labels and mask follow from them. Building holds the corpus and its tokens in memory.
+
+Names here: R rows, T positions of a row, P pieces, L tokens in line (all documents one after the other), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from undertow.data import cache
+from undertow.data.corpus import Document, corpus_hash
+from undertow.data.tokenizer import tokenizer_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100  # the label that no loss counts
+_PADDING = -1  # the stored position of padding
+_BATCH = 256  # documents tokenised at once
+_RECIPE = "rows-1"  # part of the cache key: change it when the stored rows would differ
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Packed rows, as a map-style dataset: `len(rows)`, `rows[i]`.
+
+    stored_R2T: int32, `[:, 0]` token ids, `[:, 1]` positions (they restart at 0 with each piece; -1: padding).
+    """
+
+    stored_R2T: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.stored_R2T)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Row i: int64 arrays of shape (T,).
+
+        `input_ids`; `labels`, equal to them but -100 at padding and at the first token of each piece (the model shifts
+        them: `labels[t]` is the target of position t-1, and no piece is to be predicted from the one before it);
+        `position_ids`, 0 at the start of each piece and at padding; `attention_mask`, 0 at padding, left out where no
+        row of the split has any.
+        """
+        ids_T, position_T = self.stored_R2T[i].astype(np.int64)
+        row = {
+            "input_ids": ids_T,
+            "labels": np.where(position_T > 0, ids_T, IGNORED),
+            "position_ids": np.maximum(position_T, 0),
+        }
+        if self.has_padding:
+            row["attention_mask"] = (position_T != _PADDING).astype(np.int64)
+        return row
+
+    def head(self, count: int) -> Rows:
+        """The first rows. Rows are stored in a shuffled order, so they are a fair sample."""
+        return Rows(self.stored_R2T[:count])
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.stored_R2T[:, 1] != _PADDING).sum())
+
+    @property
+    def waste(self) -> float:
+        """Fraction of all positions that is padding."""
+        return 1 - self.tokens / self.stored_R2T[:, 0].size
+
+    @property
+    def has_padding(self) -> bool:
+        return self.tokens < self.stored_R2T[:, 0].size
+
+    def text_bytes(self, bytes_V: Tensor) -> int:
+        """UTF-8 bytes of the text in these rows."""
+        return self._bytes(bytes_V, first=0)
+
+    def predicted_bytes(self, bytes_V: Tensor) -> int:
+        """UTF-8 bytes of the tokens that are predicted (label not -100): the denominator of bits per byte."""
+        return self._bytes(bytes_V, first=1)
+
+    def _bytes(self, bytes_V: Tensor, first: int) -> int:
+        counted = self.stored_R2T[:, 1] >= first
+        return int(bytes_V.numpy()[self.stored_R2T[:, 0][counted]].sum())
+
+
+def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """A batch: each entry stacked to an int64 tensor of shape (B, T)."""
+    import torch
+
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def pack_documents(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    cache_dir: str | Path | None = None,
+) -> Rows:
+    """Tokenise and pack the documents, or map the rows that an earlier call left in `cache_dir`.
+
+    Args:
+        documents: at least one.
+        tokenizer: a fast tokenizer with an eos token. Special tokens spelled out in a text are encoded as plain text.
+        seq_len: T, tokens of a row.
+        cache_dir: see `cache.folder`.
+
+    Raises:
+        ValueError: `seq_len` is below 2.
+    """
+    if seq_len < 2:
+        raise ValueError(f"seq_len: {seq_len}: must be at least 2, or nothing is predicted")
+    key = cache.digest([_RECIPE, seq_len, tokenizer_hash(tokenizer), corpus_hash(documents)])
+    path = cache.folder(cache_dir) / f"rows-{key[:24]}.npy"
+    stored_R2T = _read(path, seq_len)
+    if stored_R2T is None:
+        logger.info("tokenising %d documents", len(documents))
+        ids_L, lengths = tokenise(documents, tokenizer)
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        packed_R2T = pack(ids_L, lengths, seq_len, pad)
+        cache.write(path, lambda file: np.save(file, packed_R2T, allow_pickle=False))
+        stored_R2T = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Rows(stored_R2T)
+
+
+def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """The documents' tokens, each between bos and eos.
+
+    Returns:
+        int32 of shape (L,), all documents in line; int64, the number of tokens of each document.
+    """
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = [tokenizer.eos_token_id]
+    parts, lengths = [], []
+    for first in range(0, len(documents), _BATCH):
+        texts = [document.text for document in documents[first : first + _BATCH]]
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,  # a text that spells out <|endoftext|> does not end there
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # documents may be longer than the model's context: they are cut here
+        )["input_ids"]
+        lengths += [len(before) + len(ids) + len(after) for ids in encoded]
+        together = itertools.chain.from_iterable(itertools.chain(before, ids, after) for ids in encoded)
+        parts.append(np.fromiter(together, dtype=np.int32))
+    return np.concatenate(parts), np.array(lengths, dtype=np.int64)
+
+
+def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.ndarray:
+    """Cut documents into pieces and place them in rows; every token has exactly one place.
+
+    Args:
+        ids_L: the tokens of all documents in line.
+        lengths: tokens of each document, all above 0; their sum is L.
+        seq_len: T.
+        pad: the id written at padding.
+
+    Returns:
+        int32 of shape (R, 2, T): see `Rows`. Padding is at the right end of a row.
+    """
+    length_P = _cut(lengths, seq_len)
+    start_P = np.cumsum(length_P) - length_P
+    row_P, offset_P = best_fit(length_P, seq_len)
+    row_count = int(row_P.max()) + 1
+    # Best fit puts full rows first, in the documents' order. Shuffled, any first rows are a fair sample;
+    # RandomState is the generator whose numbers numpy promises never to change.
+    row_P = np.random.RandomState(0).permutation(row_count)[row_P]
+    packed_R2T = np.empty((row_count, 2, seq_len), dtype=np.int32)
+    packed_R2T[:, 0], packed_R2T[:, 1] = pad, _PADDING
+    position_L = np.arange(len(ids_L)) - np.repeat(start_P, length_P)
+    row_L, column_L = np.repeat(row_P, length_P), np.repeat(offset_P, length_P) + position_L
+    packed_R2T[row_L, 0, column_L] = ids_L
+    packed_R2T[row_L, 1, column_L] = position_L
+    return packed_R2T
+
+
+def best_fit(length_P: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Place pieces, the longest first, each into the open row with the least sufficient room, or into a new row.
+
+    Args:
+        length_P: lengths, from 1 to `capacity`.
+
+    Returns:
+        row of each piece, counted from 0; its offset in that row (pieces of a row are adjacent, from 0 on).
+    """
+    row_P, offset_P = np.empty_like(length_P), np.zeros_like(length_P)
+    full_P = length_P == capacity
+    rows = int(full_P.sum())
+    row_P[full_P] = np.arange(rows)
+    open_rows: list[list[int]] = [[] for _ in range(capacity)]  # by room left
+    rooms = 0  # bit r is set where open_rows[r] is not empty: the least sufficient room in one shift
+    order = np.argsort(-length_P, kind="stable")[rows:]
+    for piece, length in zip(order.tolist(), length_P[order].tolist(), strict=True):
+        sufficient = rooms >> length
+        if sufficient:
+            room = length + (sufficient & -sufficient).bit_length() - 1
+            row = open_rows[room].pop()
+            rooms ^= 0 if open_rows[room] else 1 << room
+        else:
+            room, row = capacity, rows
+            rows += 1
+        row_P[piece], offset_P[piece] = row, capacity - room
+        if room > length:
+            open_rows[room - length].append(row)
+            rooms |= 1 << (room - length)
+    return row_P, offset_P
+
+
+def _cut(lengths: np.ndarray, seq_len: int) -> np.ndarray:
+    """Lengths of the pieces, in the documents' order: as many whole rows as there are, then the rest."""
+    pieces = -(-lengths // seq_len)
+    length_P = np.full(int(pieces.sum()), seq_len, dtype=np.int64)
+    length_P[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * seq_len
+    return length_P
+
+
+def _read(path: Path, seq_len: int) -> np.ndarray | None:
+    """The rows in a cache file, mapped; None, with a warning, if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        stored_R2T = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        stored_R2T = np.empty(0)
+    if stored_R2T.shape[1:] != (2, seq_len):
+        warnings.warn(f"{path}: damaged; the documents are tokenised and packed anew", stacklevel=3)
+        return None
+    return stored_R2T

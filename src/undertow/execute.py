@@ -1,0 +1,341 @@
+"""The executor: one loop that runs any schedule of any program over a whole sequence.
+
+The head runs once. Each sweep takes the memory as it stands, shifts it right by one, runs the span on its positions
+and writes states, keys, values and memory into their buffers. What the schedule calls its read-out runs the tail.
+`reference.py` says the same the slow way; the tests hold the two together, outputs and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from undertow.backbone.adapter import Backbone, tapped
+from undertow.edges import Edge, Program, output_of
+from undertow.plan import EMBED, NORM, Step
+from undertow.schedules import Jacobi, Schedule, Sweep
+from undertow.store import KV, Masks, View, Written, take, write
+
+NORM_EPS = 1e-6  # of the weightless RMS norm a memory may carry
+MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What stays the same during a forward.
+
+    Attributes:
+        x_BTD: embeddings; `rotary`: cosines and sines over the T positions, or None.
+        masks: see `Masks`; `past`: slot -> keys and values before this call.
+        entry_BND: the memory left by the token before the first (zeros at the start of a text).
+        real_BT: False at pads, which leave zero memory (None: no pads).
+        inside_BT: False where a document starts, which reads zero memory (None: no document starts here).
+        memory_mask_BT: False where delay-1 targets stay unmixed (None: nowhere).
+    """
+
+    x_BTD: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+    masks: Masks
+    past: Mapping[str, KV]
+    entry_BND: Tensor
+    real_BT: Tensor | None = None
+    inside_BT: Tensor | None = None
+    memory_mask_BT: Tensor | None = None
+
+    @property
+    def everywhere(self) -> range:
+        return range(self.x_BTD.shape[1])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one sweep sees: its positions, the memory entering them, and where that may be mixed in."""
+
+    positions: range
+    memory_BSND: Tensor | None
+    mask_BS: Tensor | None
+    carried: dict[tuple, Tensor] = field(default_factory=dict)  # projected memories, made once per sweep
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Normed states `h_BSD` of one read-out, the positions they belong to, and the weight of their loss."""
+
+    h_BSD: Tensor
+    positions: range
+    weight: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a schedule computed. `passes`: cost of the sweeps in passes of the span over all positions."""
+
+    readouts: tuple[Readout, ...]
+    memory_BTND: Tensor | None
+    written: Written
+    passes: float
+    residual: float | None
+
+
+def shifted(memory_BTND: Tensor | None, seq: Sequence, positions: range) -> Tensor:
+    """The memory entering `positions`: that of the position before, the call's entry at 0, zero at document starts."""
+    B, N, D = seq.entry_BND.shape
+    first = int(positions.start == 0)
+    m = seq.x_BTD.new_zeros(B, 0, N, D) if memory_BTND is None else memory_BTND
+    m = m[:, (positions.step if first else positions.start) - 1 : positions.stop - 1 : positions.step]
+    unknown = len(positions) - first - m.shape[1]  # not computed yet: zero
+    if first or unknown:
+        entry = [seq.entry_BND[:, None].to(m.dtype)] if first else []
+        m = torch.cat([*entry, m, m.new_zeros(B, unknown, N, D)], 1)
+    if seq.inside_BT is not None:
+        m = m * take(seq.inside_BT, positions)[..., None, None]
+    return m
+
+
+def moved(new_BSND: Tensor, old_BSND: Tensor, agree: bool) -> float:
+    """max over positions of |new - old| / (|old| + eps): how far a sweep moved the memory.
+
+    `agree`: the largest over all ranks (in training, where every rank must stop after the same round).
+    """
+    new, old = new_BSND.detach(), old_BSND.detach()
+    change = ((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max()
+    if agree and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(change, op=dist.ReduceOp.MAX)
+    return float(change)
+
+
+class Adjoint(torch.autograd.Function):
+    """The gradient of the recurrence at its solution, from one live pass.
+
+    Forward is the identity. Backward: with g the cotangent of that pass's outputs, r the memory it read and S m the
+    shifted memory it left, v_1 = (d out / d r)^T g, v_{j+1} = (d S m / d r)^T v_j, and v_1 + .. + v_k is handed to S m
+    beside g. At convergence this equals k+1 live Jacobi sweeps. Needs a map that contracts; see `undertow check`.
+    """
+
+    @staticmethod
+    def forward(ctx, k: int, r: Tensor, shifted_m: Tensor, *outs: Tensor):
+        ctx.k = k
+        ctx.save_for_backward(r, shifted_m, *outs)
+        return (r.view_as(r), *(o.view_as(o) for o in outs))
+
+    @staticmethod
+    def backward(ctx, g_r, *g_outs):
+        r, shifted_m, *outs = ctx.saved_tensors
+        if ctx.k == 0:
+            return (None, None, None, *g_outs)
+        v = torch.autograd.grad(outs, r, g_outs, retain_graph=True, allow_unused=True)[0]
+        v = g_r if v is None else v + g_r
+        total = v
+        for _ in range(ctx.k - 1):
+            v = torch.autograd.grad(shifted_m, r, v, retain_graph=True, allow_unused=True)[0]
+            if v is None:  # the memory does not depend on what was read: no recurrence, nothing further back
+                break
+            total = total + v
+        return (None, None, total, *g_outs)
+
+
+class Executor:
+    """Runs schedules of one program on one backbone.
+
+    Args:
+        program: the compiled plan and edges.
+        backbone: the layers.
+        modules: mixers, projections, carries, extra blocks and start vectors by name.
+        checkpoint: recompute each visit in backward instead of keeping its activations.
+    """
+
+    def __init__(self, program: Program, backbone: Backbone, modules: nn.ModuleDict, checkpoint: bool = False):
+        self.program, self.backbone, self.modules, self.checkpoint = program, backbone, modules, checkpoint
+
+    # ------------------------------------------------------------------ one schedule
+
+    def run(self, seq: Sequence, schedule: Schedule) -> Trace:
+        """Compute the whole sequence by `schedule`. With no delay-1 edge every schedule is one sweep."""
+        program, everywhere = self.program, seq.everywhere
+        schedule = schedule.resolved(double=seq.x_BTD.dtype == torch.float64)
+        if not program.memories:
+            schedule = Jacobi(0)
+        live, training = schedule.adjoint is None, torch.is_grad_enabled()
+        tail_reads = program.reads_memory(program.tail)
+        state = {"h": seq.x_BTD, output_of(EMBED): seq.x_BTD}
+        for register, name in program.starts:
+            state[register] = self.modules[name]().expand_as(seq.x_BTD)
+        written: Written = {}
+        state = self._steps(program.head, state, Frame(everywhere, None, None), seq, written)
+
+        memory, entered, spanned = None, None, {}  # buffers over all positions
+        readouts, passes, residual = [], 0.0, None
+        mixed, dead_before = True, False
+        sweeps = schedule.sweeps(len(everywhere))
+        sweep = next(sweeps)
+        while sweep is not None:
+            positions, mixed = sweep.positions, sweep.mixed
+            passes += len(positions) / len(everywhere)
+            is_live = sweep.grad and live
+            if is_live and dead_before:
+                # Autocast keeps the low-precision copies of weights it made; those made without gradient would cut it.
+                torch.clear_autocast_cache()
+            dead_before = not is_live
+            with nullcontext() if is_live else torch.no_grad():
+                frame = self._frame(memory, sweep, seq)
+                rows = {r: take(x, positions) for r, x in state.items()}
+                rows = self._steps(program.span, rows, frame, seq, written)
+                left = self._leave(rows, frame, seq)
+                change = moved(left, take(memory, positions), training) if sweep.measure else None
+                for register in program.kept:
+                    spanned[register] = write(spanned.get(register), rows[register], positions, 1)
+                if left is not None:
+                    memory = write(memory, left, positions, 1)
+                if tail_reads and schedule.readout == "read":
+                    entered = write(entered, frame.memory_BSND, positions, 1)
+                if schedule.readout == "each":
+                    readouts.append(self._read_out(rows, frame, seq, written, sweep.loss_weight))
+            try:
+                sweep = sweeps.send(change)
+            except StopIteration as stop:
+                sweep, residual = None, stop.value
+
+        if not live:
+            passes += 1
+            torch.clear_autocast_cache()
+            frame, memory, spanned = self._live_pass(schedule.adjoint, memory, state, seq, written)
+        elif schedule.readout != "each":
+            m = shifted(memory, seq, everywhere) if tail_reads and schedule.readout == "newest" else entered
+            frame = Frame(everywhere, m, _mask(seq, everywhere, mixed))
+        if schedule.readout != "each":
+            readouts.append(self._read_out(state | spanned, frame, seq, written, 1.0))
+        return Trace(tuple(readouts), memory, written, passes, residual)
+
+    def _live_pass(self, k: int, memory: Tensor, state: dict, seq: Sequence, written: Written):
+        """One parallel pass from the solved memory, with the adjoint hung into its backward."""
+        positions = seq.everywhere
+        r = shifted(memory, seq, positions).detach()
+        grad = torch.is_grad_enabled()
+        frame = Frame(positions, r.requires_grad_() if grad else r, _mask(seq, positions, True))
+        rows = self._steps(self.program.span, state, frame, seq, written)
+        memory = self._leave(rows, frame, seq)
+        spanned = {register: rows[register] for register in self.program.kept}
+        if grad and memory.requires_grad:
+            r, *outs = Adjoint.apply(k, r, shifted(memory, seq, positions), *spanned.values())
+            frame = replace(frame, memory_BSND=r, carried={})
+            spanned = dict(zip(spanned, outs, strict=True))
+        return frame, memory, spanned
+
+    # ------------------------------------------------------------------ one sweep
+
+    def _frame(self, memory: Tensor | None, sweep: Sweep, seq: Sequence) -> Frame:
+        m = None
+        if self.program.memories:
+            m = shifted(memory, seq, sweep.positions)
+            if sweep.border:
+                m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
+        return Frame(sweep.positions, m, _mask(seq, sweep.positions, sweep.mixed))
+
+    def _leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor | None:
+        """The memories these positions leave behind, `M_BSND`."""
+        left = []
+        for n, (source, norm, carry) in enumerate(self.program.memories):
+            m = state[output_of(source)]
+            if norm:
+                m = F.rms_norm(m, m.shape[-1:], eps=NORM_EPS)
+            if carry:
+                updated = self.modules[carry](m, frame.memory_BSND[:, :, n])
+                m = updated if frame.mask_BS is None else torch.where(frame.mask_BS[..., None], updated, m)
+            left.append(m)
+        if not left:
+            return None
+        m_BSND = torch.stack(left, 2)
+        return m_BSND if seq.real_BT is None else m_BSND * take(seq.real_BT, frame.positions)[..., None, None]
+
+    def _read_out(self, state: dict, frame: Frame, seq: Sequence, written: Written, weight: float) -> Readout:
+        h_BSD = self._steps(self.program.tail, state, frame, seq, written)["h"]
+        return Readout(h_BSD if self.program.normed else self.backbone.final_norm(h_BSD), frame.positions, weight)
+
+    # ------------------------------------------------------------------ one visit
+
+    def _steps(self, steps: tuple[Step, ...], state: Mapping, frame: Frame, seq: Sequence, written: Written) -> dict:
+        """Run steps on the rows of `state`; keys and values go into `written`."""
+        state, cut = dict(state), False
+        for step in steps:
+            if cut and step.grad:
+                # The start vectors' own gradient passes straight through the rounds that carry none.
+                for register, name in self.program.starts:
+                    start = self.modules[name]()
+                    state[register] = state[register] + (start - start.detach())
+                torch.clear_autocast_cache()
+            cut = not step.grad
+            with nullcontext() if step.grad else torch.no_grad():
+                y = self._visit(step, state, frame, seq, written)
+            for register in step.writes:
+                state[register] = y
+        return state
+
+    def _visit(self, step: Step, state: Mapping, frame: Frame, seq: Sequence, written: Written) -> Tensor:
+        x = state[step.reads[0]]
+        for register in step.reads[1:]:
+            x = x + state[register]
+        carried = {edge: self._carried(edge, state, frame) for edges in step.edges.values() for edge in edges}
+        past, (current, _) = seq.past.get(step.slot), written.get(step.slot, (None, None))
+
+        def call(x: Tensor) -> tuple[Tensor, KV | None, KV | None]:
+            view = View(past, current, frame.positions, step.shares)
+            x = self._mix(step, "input", x, x, carried, frame)
+            y = self._block(step, x, view, carried, frame, seq)
+            return self._mix(step, "output", y, y, carried, frame), view.current, view.full
+
+        if self.checkpoint and torch.is_grad_enabled():
+            y, current, full = checkpoint(call, x, use_reentrant=False)
+        else:
+            y, current, full = call(x)
+        if not step.shares and current is not None:
+            written[step.slot] = (current, full if len(frame.positions) == len(seq.everywhere) else None)
+        return y
+
+    def _block(self, step: Step, x: Tensor, view: View, carried: dict, frame: Frame, seq: Sequence) -> Tensor:
+        if step.block == NORM:
+            return self.backbone.final_norm(x)
+        if isinstance(step.block, str):
+            return self.modules[step.block](x, view, seq.masks(frame.positions, None))
+        mask = seq.masks(frame.positions, self.backbone.window(step.block))
+        ports = {
+            port: (lambda y, a, port=port: self._mix(step, port, y, a, carried, frame))
+            if step.edges.get(port)
+            else None
+            for port in ("key", "value")
+        }
+        with tapped(self.backbone.ports(step.block, **ports)):
+            return self.backbone.layer(step.block, x, view, mask, seq.rotary, frame.positions)
+
+    def _mix(self, step: Step, port: str, x: Tensor, a: Tensor, carried: dict, frame: Frame) -> Tensor:
+        for edge in step.edges.get(port, ()):
+            mixed = self.modules[edge.mixer](x, carried[edge], a)
+            if edge.delay == 1 and frame.mask_BS is not None:
+                mixed = torch.where(frame.mask_BS[..., None], mixed, x)
+            x = mixed
+        return x
+
+    def _carried(self, edge: Edge, state: Mapping, frame: Frame) -> Tensor:
+        """What an edge brings: the source's output now (delay 0) or the memory (delay 1), projected once per sweep."""
+        if edge.delay == 0:
+            m = state[output_of(edge.source)]
+            return m if edge.project is None else self.modules[edge.project](m)
+        n = self.program.memories.index(edge.memory)
+        if (n, edge.project) not in frame.carried:
+            m = frame.memory_BSND[:, :, n]
+            frame.carried[n, edge.project] = m if edge.project is None else self.modules[edge.project](m)
+        return frame.carried[n, edge.project]
+
+
+def _mask(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
+    """Where delay-1 targets mix, `_BS` (None: everywhere)."""
+    if not mixed:
+        B, device = seq.x_BTD.shape[0], seq.x_BTD.device
+        return torch.zeros(B, len(positions), dtype=torch.bool, device=device)
+    return None if seq.memory_mask_BT is None else take(seq.memory_mask_BT, positions)

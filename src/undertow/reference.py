@@ -1,0 +1,190 @@
+"""The definition, the slowest honest way: everything faster is tested against this file, outputs and gradients.
+
+`recur` is the recurrence itself, one token after the other, with no cache of any kind. `sweep` runs a schedule
+literally: every visit in every sweep, dense masks, nothing reused.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from undertow.backbone.adapter import tapped
+from undertow.edges import output_of
+from undertow.execute import MOVED_EPS, NORM_EPS
+from undertow.plan import EMBED, NORM
+from undertow.schedules import Schedule
+
+
+class _Buffer:
+    """Keys and values of one slot over all T positions; a visit overwrites rows I and attends to all."""
+
+    def __init__(self, T: int, rows: list[int], old: tuple | None, shares: bool):
+        self.T, self.rows, self.kv, self.shares = T, rows, old, shares
+
+    def update(self, k: Tensor, v: Tensor, *args, **kwargs):
+        if not self.shares:
+            old = self.kv or tuple(x.new_zeros(*x.shape[:2], self.T, x.shape[3]) for x in (k, v))
+            self.kv = tuple(o.index_copy(2, torch.tensor(self.rows), x) for o, x in zip(old, (k, v), strict=True))
+        return self.kv
+
+
+class _Run:
+    """One text batch on one model, with what is fixed about it."""
+
+    def __init__(self, model, input_ids, attention_mask=None, position_ids=None, memory_mask=None):
+        B, T = input_ids.shape
+        self.program, self.backbone, self.modules, self.T = model.program, model.view, model.undertow, T
+        self.real = torch.ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if position_ids is None:
+            position_ids = (self.real.cumsum(1) - 1).clamp(min=0)
+        first_real = self.real & (self.real.cumsum(1) == 1)
+        self.starts = self.real & ((position_ids == 0) | first_real)
+        self.document = torch.where(self.real, self.starts.cumsum(1), 0)
+        self.mix = torch.ones(B, T, dtype=torch.bool) if memory_mask is None else memory_mask.bool()
+        self.x = self.backbone.embed(input_ids, None, position_ids)
+        self.rotary = self.backbone.rotary(self.x, position_ids)
+
+    def mask(self, rows: list[int], window: int | None) -> Tensor:
+        q, k = torch.tensor(rows)[:, None], torch.arange(self.T)[None]
+        allowed = (k <= q) & (q - k < (window or self.T + 1))
+        same = self.document[:, rows, None] == self.document[:, None, :]
+        return (allowed[None] & same)[:, None]
+
+    def visits(self, steps, state: dict, rows: list[int], m_BSND: Tensor | None, mix_BS: Tensor, kv: dict) -> dict:
+        """Run steps on the rows, dense; `kv` maps slots to their buffers and is updated."""
+        state, cut = dict(state), False
+        for step in steps:
+            if cut and step.grad:
+                for register, name in self.program.starts:
+                    state[register] = state[register] + self.modules[name]() - self.modules[name]().detach()
+            cut = not step.grad
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step.grad):
+                y = self.visit(step, state, rows, m_BSND, mix_BS, kv)
+            state.update(dict.fromkeys(step.writes, y))
+        return state
+
+    def visit(self, step, state, rows, m_BSND, mix_BS, kv):
+        def mix(port, x, a):
+            for edge in step.edges.get(port, ()):
+                if edge.delay == 0:
+                    m = state[output_of(edge.source)]
+                else:
+                    m = m_BSND[:, :, self.program.memories.index(edge.memory)]
+                m = self.modules[edge.project](m) if edge.project else m
+                mixed = self.modules[edge.mixer](x, m, a)
+                x = mixed if edge.delay == 0 else torch.where(mix_BS[..., None], mixed, x)
+            return x
+
+        x = sum(state[r] for r in step.reads)
+        x = mix("input", x, x)
+        buffer = _Buffer(self.T, rows, kv.get(step.slot), step.shares)
+        if step.block == NORM:
+            y = self.backbone.final_norm(x)
+        elif isinstance(step.block, str):
+            y = self.modules[step.block](x, buffer, self.mask(rows, None))
+        else:
+            ports = {p: (lambda z, a, p=p: mix(p, z, a)) for p in ("key", "value") if step.edges.get(p)}
+            layer = self.backbone.layers[step.block]
+            keywords = {
+                self.backbone.family.cache: buffer,
+                "attention_mask": self.mask(rows, self.backbone.window(step.block)),
+            }
+            if self.rotary is not None:
+                keywords["position_embeddings"] = tuple(r.expand(len(self.x), -1, -1)[:, rows] for r in self.rotary)
+            with tapped(self.backbone.ports(step.block, ports.get("key"), ports.get("value"))):
+                y = layer(x, **keywords)
+        if buffer.kv is not None:
+            kv[step.slot] = buffer.kv
+        return mix("output", y, y)
+
+    def start(self, rows: list[int]) -> dict:
+        x = self.x[:, rows]
+        return {"h": x, output_of(EMBED): x} | {r: self.modules[n]().expand_as(x) for r, n in self.program.starts}
+
+    def leave(self, state: dict, rows: list[int], m_BSND: Tensor, mix_BS: Tensor) -> Tensor:
+        """`M_t = U(source_t, M_{t-1})`, zero at pads; `_BSND`."""
+        left = []
+        for n, (source, norm, carry) in enumerate(self.program.memories):
+            m = state[output_of(source)]
+            m = F.rms_norm(m, m.shape[-1:], eps=NORM_EPS) if norm else m
+            left.append(torch.where(mix_BS[..., None], self.modules[carry](m, m_BSND[:, :, n]), m) if carry else m)
+        return torch.stack(left, 2) * self.real[:, rows, None, None]
+
+    def entering(self, memory_BTND: Tensor, rows: list[int]) -> Tensor:
+        """What each row reads: the memory of the position before, zero at a document's start; `_BSND`."""
+        before = torch.cat([torch.zeros_like(memory_BTND[:, :1]), memory_BTND[:, :-1]], 1)
+        return before[:, rows] * ~self.starts[:, rows, None, None]
+
+    def logits(self, h: Tensor) -> Tensor:
+        return self.backbone.head(h if self.program.normed else self.backbone.final_norm(h))
+
+
+def recur(model, input_ids: Tensor, attention_mask=None, position_ids=None, memory_mask=None) -> tuple[Tensor, Tensor]:
+    """The recurrence by definition: `(logits_BTV, memory_BTND)`.
+
+    Token t is computed by a plain pass over tokens 0..t, each given the memory that the token before it left, of which
+    only the last row is new. No cache: everything else is computed again.
+    """
+    run = _Run(model, input_ids, attention_mask, position_ids, memory_mask)
+    B, T, D = run.x.shape
+    N = len(run.program.memories)
+    left, rows_out = [], []
+    for t in range(T):
+        rows = list(range(t + 1))
+        # The newest token's own memory is not known yet; nothing reads it, so zeros stand in for it.
+        m = run.entering(torch.stack([*left, run.x.new_zeros(B, N, D)], 1), rows) if N else None
+        state = run.visits(run.program.steps, run.start(rows), rows, m, run.mix[:, rows], {})
+        if N:
+            left.append(run.leave(state, rows, m, run.mix[:, rows])[:, -1])
+        rows_out.append(run.logits(state["h"])[:, -1])
+    return torch.stack(rows_out, 1), (torch.stack(left, 1) if N else None)
+
+
+def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, position_ids=None, memory_mask=None):
+    """A schedule, literally: `(logits_BTV merged, [(logits_BSV, rows, weight)] of every read-out, memory_BTND)`."""
+    run = _Run(model, input_ids, attention_mask, position_ids, memory_mask)
+    program, (B, T, D) = run.program, run.x.shape
+    every = list(range(T))
+    if schedule.adjoint is not None:
+        raise ValueError("the reference runs live sweeps only; compare the adjoint with them")
+    if not program.memories:
+        out = run.logits(run.visits(program.steps, run.start(every), every, None, run.mix, {})["h"])
+        return out, [(out, every, 1.0)], None
+    memory, entered = (run.x.new_zeros(B, T, len(program.memories), D) for _ in range(2))
+    kv, spanned, parts = {}, {}, []
+    sweeps, change = schedule.resolved(run.x.dtype == torch.float64).sweeps(T), None
+    while True:
+        try:
+            s = sweeps.send(change)
+        except StopIteration:
+            break
+        rows = list(s.positions)
+        index = torch.tensor(rows)
+        # Nothing in the head can differ between sweeps, so a cut of the gradient does not concern it.
+        state = run.visits(program.head, run.start(rows), rows, None, run.mix, kv)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and s.grad):
+            m = run.entering(memory, rows)
+            if s.border:
+                m = m * (torch.arange(len(rows)) == 0)[:, None, None]
+            mix = run.mix[:, rows] & s.mixed
+            middle = run.visits(program.span, state, rows, m, mix, kv)
+            left = run.leave(middle, rows, m, mix)
+            if s.measure:
+                old, new = memory[:, rows].detach(), left.detach()
+                change = float(((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max())
+            memory, entered = memory.index_copy(1, index, left), entered.index_copy(1, index, m)
+            for r, x in middle.items():
+                spanned[r] = spanned.get(r, x.new_zeros(B, T, D)).index_copy(1, index, x)
+            out = run.logits(run.visits(program.tail, middle, rows, m, mix, kv)["h"])
+            parts.append((out, rows, s.loss_weight))
+        mixed = s.mixed
+    if schedule.readout != "each":
+        m = run.entering(memory, every) if schedule.readout == "newest" else entered
+        out = run.logits(run.visits(program.tail, spanned, every, m, run.mix & mixed, kv)["h"])
+        parts = [(out, every, 1.0)]
+    merged = torch.zeros(B, T, parts[0][0].shape[-1], dtype=run.x.dtype)
+    for out, rows, _ in parts:
+        merged = merged.index_copy(1, torch.tensor(rows), out)
+    return merged, parts, memory

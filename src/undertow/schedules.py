@@ -1,0 +1,327 @@
+"""The list of sweeps by which a whole sequence is computed.
+
+A schedule yields sweeps; the executor answers each with the relative change of the memory it caused, so that a
+schedule may decide when to stop. Schedules are a run-time choice: they hold no parameters and are never part of a
+checkpoint. `T` is the number of positions; every set of positions is a `range`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
+
+__all__ = ["Schedule", "Sequential", "Jacobi", "Interleaved", "Cyclic", "Chunked", "Converge", "SCHEDULES"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One run of the span over a set of positions, reading and writing one buffer of states and of keys and values.
+
+    Args:
+        positions: which positions run.
+        loss_weight: weight of this sweep's loss (only where the schedule reads every sweep out).
+        grad: whether the sweep carries gradient.
+        mixed: False leaves every delay-1 target unmixed (the published T2MLR start).
+        border: memory enters only at the first of the positions, zero elsewhere (chunked).
+        measure: whether the schedule wants the change of the memory as the answer.
+    """
+
+    positions: range
+    loss_weight: float = 0.0
+    grad: bool = True
+    mixed: bool = True
+    border: bool = False
+    measure: bool = False
+
+
+Sweeps = Generator[Sweep, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base of all schedules.
+
+    `readout` says how logits are read: `"each"` (every sweep runs the tail on its positions; the loss is a weighted
+    mean over sweeps), `"newest"` (once, at the end, all positions, with the newest memory) or `"read"` (once, at the
+    end, each position with the memory it last read). `adjoint=k`: all sweeps run without gradient, one live parallel
+    pass follows, and its backward applies k vector-Jacobian products to the memory.
+    """
+
+    @property
+    def readout(self) -> str:
+        return "newest"
+
+    adjoint = None  # schedules that know the adjoint gradient declare a field of this name
+
+    def sweeps(self, T: int) -> Sweeps:
+        """Yield the sweeps over T positions; may return the last measured change of the memory."""
+        raise NotImplementedError
+
+    def resolved(self, double: bool) -> Schedule:
+        """This schedule with defaults that depend on the precision filled in (`double`: the memory is float64)."""
+        return self
+
+    def to_dict(self) -> dict:
+        """`{"kind": name, **fields}`, the form of recipes."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_dict(values: dict) -> Schedule:
+        """The inverse of `to_dict`. Raises ValueError for an unknown kind or field."""
+        values = dict(values)
+        kind = values.pop("kind", None)
+        if kind not in SCHEDULES:
+            raise ValueError(f"schedule kind {kind!r}: allowed are {sorted(SCHEDULES)}")
+        allowed = [f.name for f in fields(SCHEDULES[kind])]
+        for key in values:
+            if key not in allowed:
+                raise ValueError(f"schedule {kind} has no field {key!r}; allowed are {allowed}")
+        return SCHEDULES[kind](**values)
+
+    def _need(self, name: str, least: int, optional: bool = False):
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not ((optional and value is None) or (whole and value >= least)):
+            also = " or None" if optional else ""
+            raise ValueError(
+                f"{type(self).__name__} {name}={value!r}: must be a whole number of at least {least}{also}"
+            )
+
+    def _need_last_if_cut(self):
+        if self.adjoint is not None and self.loss != "last":
+            raise ValueError(f"{type(self).__name__} adjoint={self.adjoint} needs loss='last', not {self.loss!r}")
+        if self.adjoint is not None and self.backward is not None:
+            raise ValueError(
+                f"{type(self).__name__}: adjoint={self.adjoint} and backward={self.backward} exclude each other"
+            )
+
+
+def strided(T: int, S: int) -> Iterator[range]:
+    """The S strided subsets `t mod S = i` in turn; empty ones (S > T) are left out."""
+    return (range(i, T, S) for i in range(min(S, T)))
+
+
+def _weights(loss: str | tuple[float, ...], count: int, who: str) -> list[float]:
+    """Weights of `count` sweeps, normalised to sum 1."""
+    if loss == "mean":
+        return [1 / count] * count
+    if len(loss) != count:
+        raise ValueError(f"{who} loss has {len(loss)} weights: it needs {count}, one a sweep")
+    return [w / sum(loss) for w in loss]
+
+
+def _check_loss(schedule: Schedule, words: tuple[str, ...], weights: bool):
+    loss = schedule.loss
+    if loss in words:
+        return
+    listed = isinstance(loss, list | tuple) and all(isinstance(w, int | float) and w >= 0 for w in loss)
+    if weights and listed and sum(loss) > 0:
+        object.__setattr__(schedule, "loss", tuple(loss))
+        return
+    also = " or non-negative weights, one a sweep" if weights else ""
+    raise ValueError(f"{type(schedule).__name__} loss={loss!r}: allowed are {words}{also}")
+
+
+@dataclass(frozen=True)
+class Sequential(Schedule):
+    """One position after the other: the definition. Exact always; T sequential steps."""
+
+    @property
+    def readout(self) -> str:
+        return "read"
+
+    def sweeps(self, T: int) -> Sweeps:
+        for t in range(T):
+            yield Sweep(range(t, t + 1))
+
+
+@dataclass(frozen=True)
+class Jacobi(Schedule):
+    """All positions, K+1 times, each sweep reading the memory the sweep before it left.
+
+    T2MLR's "batch approximate" forward (arXiv 2607.15178; `start="unmixed"`, `loss="last"`) and LRT's "multi-refine"
+    (arXiv 2605.26797; `loss="mean"` or weights). Positions 0..k are exact after sweep k (unmixed start: 0..k-1).
+
+    Args:
+        K: sweeps after the first.
+        loss: `"last"`, `"mean"`, or K+1 weights.
+        backward: the last sweep and this many before it carry gradient (None: all).
+        adjoint: instead, only the last sweep is live and its backward applies this many vector-Jacobian products.
+        start: the first sweep reads a memory of zeros (`"zero"`) or does not mix at all (`"unmixed"`, as published).
+    """
+
+    K: int
+    loss: str | tuple[float, ...] = "last"
+    backward: int | None = None
+    adjoint: int | None = None
+    start: str = "zero"
+
+    def __post_init__(self):
+        self._need("K", 0)
+        self._need("backward", 0, optional=True)
+        self._need("adjoint", 0, optional=True)
+        _check_loss(self, ("last", "mean"), weights=True)
+        if self.start not in ("zero", "unmixed"):
+            raise ValueError(f"Jacobi start={self.start!r}: allowed are ('zero', 'unmixed')")
+        if isinstance(self.loss, tuple):
+            _weights(self.loss, self.K + 1, "Jacobi")
+        self._need_last_if_cut()
+        if self.adjoint is not None and self.K == 0 and self.start == "unmixed":
+            raise ValueError("Jacobi K=0 with start='unmixed' never reads the memory: adjoint must be None")
+
+    @property
+    def readout(self) -> str:
+        return "read" if self.loss == "last" else "each"
+
+    def sweeps(self, T: int) -> Sweeps:
+        weights = [0.0] * self.K + [1.0] if self.loss == "last" else _weights(self.loss, self.K + 1, "Jacobi")
+        for k in range(self.K + 1 if self.adjoint is None else self.K):
+            live = self.adjoint is None and (self.backward is None or self.K - k <= self.backward)
+            yield Sweep(range(T), weights[k], grad=live, mixed=k > 0 or self.start == "zero")
+
+
+@dataclass(frozen=True)
+class Interleaved(Schedule):
+    """All positions with zero memory, then the S strided subsets in turn, once (LRT, arXiv 2605.26797).
+
+    The loss is the mean over the S+1 sweeps. Exact for S = T; S = 1 equals `Jacobi(1, loss="mean")`.
+    """
+
+    S: int = 2
+    loss: str | tuple[float, ...] = "mean"
+    refresh: bool = False
+
+    def __post_init__(self):
+        self._need("S", 1)
+        _check_loss(self, ("mean",), weights=True)
+        if self.refresh:
+            raise ValueError(
+                "Interleaved refresh=True: updating stale keys between subsets is not implemented; use False"
+            )
+
+    @property
+    def readout(self) -> str:
+        return "each"
+
+    def sweeps(self, T: int) -> Sweeps:
+        subsets = list(strided(T, self.S))
+        weights = _weights(self.loss, 1 + len(subsets), "Interleaved")
+        yield Sweep(range(T), weights[0])
+        for positions, weight in zip(subsets, weights[1:], strict=True):
+            yield Sweep(positions, weight)
+
+
+@dataclass(frozen=True)
+class Cyclic(Schedule):
+    """All positions with zero memory, then n rounds over the G strided subsets (Gauss-Seidel).
+
+    Positions 0..nG-1 are exact; all are when nG >= T; in practice far sooner. Costs n+1 passes of the span (one more
+    with `adjoint`, which is the recommended way to train: the true recurrence with its true gradient).
+
+    Args:
+        G, n: number of subsets and of rounds.
+        loss: `"last"` (one read-out at the end).
+        backward: the last this many rounds carry gradient (None: all, and the first sweep).
+        adjoint: no round does; one live parallel pass follows, with this many vector-Jacobian products in backward.
+    """
+
+    G: int = 8
+    n: int = 3
+    loss: str = "last"
+    backward: int | None = None
+    adjoint: int | None = None
+
+    def __post_init__(self):
+        self._need("G", 1)
+        self._need("n", 0)
+        self._need("backward", 0, optional=True)
+        self._need("adjoint", 0, optional=True)
+        _check_loss(self, ("last",), weights=False)
+        self._need_last_if_cut()
+
+    def sweeps(self, T: int) -> Sweeps:
+        live = self.adjoint is None
+        yield Sweep(range(T), grad=live and (self.backward is None or self.backward > self.n))
+        for i in range(self.n):
+            grad = live and (self.backward is None or self.n - i <= self.backward)
+            for positions in strided(T, self.G):
+                yield Sweep(positions, grad=grad)
+
+    @property
+    def readout(self) -> str:
+        return "newest" if self.adjoint is None else "read"
+
+
+@dataclass(frozen=True)
+class Chunked(Schedule):
+    """Consecutive blocks of C; memory enters only at positions `t mod C = 0`, zero elsewhere (LRT's baseline)."""
+
+    C: int
+
+    def __post_init__(self):
+        self._need("C", 1)
+
+    @property
+    def readout(self) -> str:
+        return "read"
+
+    def sweeps(self, T: int) -> Sweeps:
+        for t in range(0, T, self.C):
+            yield Sweep(range(t, min(t + self.C, T)), border=True)
+
+
+@dataclass(frozen=True)
+class Converge(Schedule):
+    """Cyclic rounds over G subsets until the memory stops moving: the exact recurrence, in parallel.
+
+    Stops after the round in which no position's memory moved by more than `tol` (relative, 2-norm over the width), at
+    the latest after ceil(T/G) rounds, when every position is exact. `out.residual` and `out.passes` report both.
+
+    Args:
+        tol: None takes 1e-6, or 1e-10 where the memory is float64.
+        max_sweeps: at most this many rounds (each one pass over all positions); a warning if that cuts it short.
+        adjoint: as in `Cyclic`.
+    """
+
+    tol: float | None = None
+    G: int = 16
+    max_sweeps: int | None = None
+    adjoint: int | None = None
+
+    def __post_init__(self):
+        self._need("G", 1)
+        self._need("max_sweeps", 1, optional=True)
+        self._need("adjoint", 0, optional=True)
+        if self.tol is not None and not (isinstance(self.tol, int | float) and self.tol >= 0):
+            raise ValueError(f"Converge tol={self.tol!r}: must be None or a number of at least 0")
+
+    def sweeps(self, T: int) -> Sweeps:
+        live = self.adjoint is None
+        yield Sweep(range(T), grad=live)
+        exact, moved = ceil(T / self.G), 0.0
+        rounds = min(exact, self.max_sweeps or exact)
+        for _ in range(rounds):
+            moved = 0.0
+            for positions in strided(T, self.G):
+                moved = max(moved, (yield Sweep(positions, grad=live, measure=True)))
+            if moved <= self.tol:
+                return moved
+        if rounds < exact:
+            warnings.warn(
+                f"Converge stopped after max_sweeps={rounds} rounds with the memory still moving by {moved:.1e} "
+                f"(tol={self.tol:.1e}); {exact} rounds are always exact",
+                stacklevel=2,
+            )
+        return moved
+
+    def resolved(self, double: bool) -> Converge:
+        return self if self.tol is not None else replace(self, tol=1e-10 if double else 1e-6)
+
+    @property
+    def readout(self) -> str:
+        return "newest" if self.adjoint is None else "read"
+
+
+SCHEDULES = {c.__name__: c for c in (Sequential, Jacobi, Interleaved, Cyclic, Chunked, Converge)}

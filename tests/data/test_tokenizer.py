@@ -1,0 +1,123 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from undertow.data import check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
+from undertow.data.tokenizer import END, tokenizer_hash
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are not text: UTF-8 cannot hold them
+
+
+def fast(model, end=END, **parts):
+    raw = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(raw, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=end)
+
+
+@given(text=TEXT)
+def test_every_text_survives_and_every_byte_is_counted(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert tokenizer.decode(ids) == text
+    assert int(token_bytes(tokenizer)[ids].sum()) == len(text.encode())
+
+
+def test_documents_survive(tokenizer, corpus):
+    bytes_V = token_bytes(tokenizer)
+    for document in corpus.train + corpus.validation:
+        ids = tokenizer(document.text)["input_ids"]
+        assert tokenizer.decode(ids) == document.text
+        assert int(bytes_V[ids].sum()) == len(document.text.encode())
+
+
+def test_shape_and_ends(tokenizer):
+    assert len(tokenizer) == len(token_bytes(tokenizer)) == 300
+    assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.pad_token == END
+    assert token_bytes(tokenizer)[tokenizer.eos_token_id] == 0
+    assert (token_bytes(tokenizer) == 0).sum() == 1
+
+
+def test_training_is_deterministic(corpus, tokenizer, tmp_path):
+    again = train_tokenizer(corpus.train, 300, tmp_path)
+    assert tokenizer_hash(again) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(train_tokenizer(corpus.train, 299, tmp_path)) != tokenizer_hash(tokenizer)
+
+
+def test_it_is_read_from_the_cache(corpus, tokenizer, tmp_path, monkeypatch):
+    train_tokenizer(corpus.train, 300, tmp_path)
+    monkeypatch.delattr("undertow.data.tokenizer._train")
+    assert tokenizer_hash(train_tokenizer(corpus.train, 300, tmp_path)) == tokenizer_hash(tokenizer)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -1])
+def test_a_torn_cache_file_is_trained_anew(corpus, tokenizer, tmp_path, keep):
+    train_tokenizer(corpus.train, 300, tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep])
+    with pytest.warns(UserWarning, match=f"{path.name}: damaged"):
+        again = train_tokenizer(corpus.train, 300, tmp_path)
+    assert tokenizer_hash(again) == tokenizer_hash(tokenizer) and path.read_bytes() == whole
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
+    assert loaded.decode(loaded.encode(" a , b 's\r\n")) == " a , b 's\r\n"
+
+
+def test_too_small_a_vocabulary(corpus, tmp_path):
+    with pytest.raises(ValueError, match="vocab_size: 256: must be at least 257"):
+        train_tokenizer(corpus.train, 256, tmp_path)
+
+
+def test_nothing_to_load(tmp_path):
+    with pytest.raises(ValueError, match="^tokenizer: '.*': neither a tokenizer's folder nor its hub id") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_eos_token(tmp_path):
+    fast(models.BPE(vocab={"a": 0}, merges=[]), end=None).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no eos token"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_model(tokenizer):
+    check_vocabulary(tokenizer, 300)
+    with pytest.raises(ValueError, match="has 300 tokens, but the model's vocab_size is 299"):
+        check_vocabulary(tokenizer, 299)
+
+
+def test_gaps_between_ids_count():
+    gaps = fast(models.BPE(vocab={"a": 0, "b": 9, END: 4}, merges=[]), decoder=decoders.ByteLevel())
+    assert token_bytes(gaps).tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="has 10 tokens"):
+        check_vocabulary(gaps, 9)
+
+
+def test_added_tokens_that_are_text_have_their_length(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    wider = load_tokenizer(tmp_path)
+    wider.add_tokens(["naïve "])
+    wider.add_tokens(["<|tool|>"], special_tokens=True)
+    assert token_bytes(wider)[300:].tolist() == [len("naïve ".encode()), 0]
+
+
+def test_sentencepiece_like_vocabularies():
+    vocab = {END: 0, "▁": 1, "▁é": 2, "<0x0A>": 3, "流": 4, "a": 5}
+    model = models.BPE(vocab=vocab, merges=[], byte_fallback=True)
+    parts = {
+        "normalizer": normalizers.Replace(" ", "▁"),
+        "decoder": decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+    }
+    assert token_bytes(fast(model, **parts)).tolist() == [0, 1, 3, 1, 3, 1]
+
+
+def test_bytes_of_other_kinds_are_unknown():
+    words = fast(models.WordLevel({"a": 0, END: 1}, unk_token=END), pre_tokenizer=pre_tokenizers.Whitespace())
+    with pytest.raises(ValueError, match="neither byte-level nor SentencePiece-like"):
+        token_bytes(words)

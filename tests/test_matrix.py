@@ -1,0 +1,105 @@
+"""Every row of the matrix, for every case. Default: all methods on Llama, four methods on every other family."""
+
+import pytest
+
+import matrix
+import undertow as ut
+from matrix import Case
+from models import CONFIGS
+
+DEPTHS = [
+    None,
+    ut.ReuseMap([2, 1, 3, 1]),
+    ut.BlockLoop(2),
+    ut.BlockLoop(2, inject=True),
+    ut.MiddleLoop(1, -2, 3, inject=True),
+    ut.MiddleLoop(0, 1, 2, inject=True),
+    ut.TRMBlock(inner=2),
+    ut.TRMBlock(-1, inner=2, layers=1, outer=1),
+    ut.TRMBlock(0, inner=1, outer=3),
+]
+TIMES = [
+    None,
+    ut.T2MLR(1, 2),
+    ut.T2MLR(2, 2, carry="residual", project=False),
+    ut.T2MLR(0, -1, carry="residual", carry_detach=False, carry_norm=False, carry_weight=0.5),
+    ut.LRT(),
+    ut.LRT(1, shared=False),
+    ut.LRT(2, residual=False, key=False),
+    ut.LRT(-2, key=False, value=False),
+]
+METHODS = [
+    (None, ut.T2MLR(1, 2)),
+    (None, ut.LRT(2)),
+    (ut.ReuseMap([2, 1, 1, 2]), None),
+    (ut.TRMBlock(inner=2), None),
+]
+PAIRS = [(d, t) for d in DEPTHS for t in TIMES]
+ON_LLAMA = [Case("llama", d, t) for d, t in PAIRS]
+ELSEWHERE = [Case(f, d, t) for f in CONFIGS if f != "llama" for d, t in METHODS]
+REST = [Case(f, d, t) for f in CONFIGS if f != "llama" for d, t in PAIRS if (d, t) not in METHODS]
+# One depth x time pair and each single method on Llama for the dearer rows; the whole product where it is cheap.
+CORE = [c for c in ON_LLAMA if c.depth is None or c.time is None] + [
+    Case("llama", d, t) for d in DEPTHS[1::2] for t in (TIMES[1], TIMES[4])
+]
+FAST, ALL = (
+    CORE + ELSEWHERE,
+    [pytest.param(c, marks=pytest.mark.slow, id=str(c)) for c in ON_LLAMA + REST if c not in CORE],
+)
+
+every_case = pytest.mark.parametrize("case", [*FAST, *ALL], ids=str)
+
+
+@every_case
+def test_identity_at_start(case):
+    matrix.row_1_identity_at_start(case)
+
+
+@every_case
+def test_executor_equals_references(case):
+    matrix.row_2_executor_equals_references(case)
+
+
+@every_case
+def test_cached_equals_full(case):
+    matrix.row_3_cached_equals_full(case)
+
+
+@every_case
+def test_padded_equals_single(case):
+    matrix.row_4_padded_equals_single(case)
+
+
+@every_case
+def test_causal(case):
+    matrix.row_5_causal(case)
+
+
+@every_case
+def test_exact_limits(case):
+    matrix.row_6_exact_limits(case)
+
+
+@every_case
+def test_packed_equals_separate(case):
+    matrix.row_7_packed_equals_separate(case)
+
+
+@every_case
+def test_saved_equals_loaded(case, tmp_path):
+    matrix.row_8_saved_equals_loaded(case, tmp_path)
+
+
+@every_case
+def test_generate(case):
+    matrix.row_9_generate(case)
+
+
+@every_case
+def test_checkpointing_and_accumulation(case):
+    matrix.row_10_checkpointing_and_accumulation(case)
+
+
+@every_case
+def test_ten_steps_lower_the_loss(case):
+    matrix.row_12_ten_steps_lower_the_loss(case)
