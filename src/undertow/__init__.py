@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 
+from undertow._register import register
+
 __version__ = "0.1.0"
 
 _MODULES = ("schedules", "methods", "model")
@@ -33,3 +35,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({"__version__", *(n for m in _MODULES for n in importlib.import_module(f"{__name__}.{m}").__all__)})
+
+
+register()

@@ -172,18 +172,16 @@ class Executor:
 
         memory, entered, spanned = None, None, {}  # buffers over all positions
         readouts, passes, residual = [], 0.0, None
-        mixed, dead_before = True, False
+        mixed, dead = True, False
         sweeps = schedule.sweeps(len(everywhere))
         sweep = next(sweeps)
         while sweep is not None:
             positions, mixed = sweep.positions, sweep.mixed
             passes += len(positions) / len(everywhere)
-            is_live = sweep.grad and live
-            if is_live and dead_before:
-                # Autocast keeps the low-precision copies of weights it made; those made without gradient would cut it.
-                torch.clear_autocast_cache()
-            dead_before = not is_live
-            with nullcontext() if is_live else torch.no_grad():
+            if dead and sweep.grad:
+                _forget_casts()
+            dead = not (sweep.grad and live)
+            with torch.no_grad() if dead else nullcontext():
                 frame = self._frame(memory, sweep, seq)
                 rows = {r: take(x, positions) for r, x in state.items()}
                 rows = self._steps(program.span, rows, frame, seq, written)
@@ -204,7 +202,7 @@ class Executor:
 
         if not live:
             passes += 1
-            torch.clear_autocast_cache()
+            _forget_casts()
             frame, memory, spanned = self._live_pass(schedule.adjoint, memory, state, seq, written)
         elif schedule.readout != "each":
             m = shifted(memory, seq, everywhere) if tail_reads and schedule.readout == "newest" else entered
@@ -269,7 +267,7 @@ class Executor:
                 for register, name in self.program.starts:
                     start = self.modules[name]()
                     state[register] = state[register] + (start - start.detach())
-                torch.clear_autocast_cache()
+                _forget_casts()
             cut = not step.grad
             with nullcontext() if step.grad else torch.no_grad():
                 y = self._visit(step, state, frame, seq, written)
@@ -331,6 +329,11 @@ class Executor:
             m = frame.memory_BSND[:, :, n]
             frame.carried[n, edge.project] = m if edge.project is None else self.modules[edge.project](m)
         return frame.carried[n, edge.project]
+
+
+def _forget_casts():
+    """Before torch 2.11, autocast reuses low-precision weights it made without gradient, and silently cuts it."""
+    torch.clear_autocast_cache()
 
 
 def _mask(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
