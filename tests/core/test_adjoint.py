@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import CONFIGS, build, gap, gradient_gap, gradients, ids, randomise
 
 import undertow as ut
+from models import CONFIGS, build, gap, gradient_gap, gradients, ids, randomise
 from undertow import reference
 
 T = 20

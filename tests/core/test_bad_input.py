@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import CONFIGS, LAYERS, build, ids
 from transformers import AutoModelForCausalLM, BloomConfig, DynamicCache, LlamaConfig
 
 import undertow as ut
+from models import CONFIGS, LAYERS, build, ids
 from undertow.methods import Method
 from undertow.schedules import Schedule
 

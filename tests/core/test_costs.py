@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import LAYERS, build, ids
 
 import undertow as ut
+from models import LAYERS, build, ids
 
 T = 12
 

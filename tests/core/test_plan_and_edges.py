@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import LAYERS, build, gap, ids
 
 import undertow as ut
+from models import LAYERS, build, gap, ids
 from undertow.edges import Edge, compile_program
 from undertow.plan import EMBED, Loop, Visit, each_layer_once, unroll
 

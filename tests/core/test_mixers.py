@@ -1,0 +1,142 @@
+"""Each mixer against its formula written out, its start, and the parameter counts the publications give."""
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig
+
+import undertow as ut
+from models import CONFIGS, build
+from undertow.mixers import Add, Blend, Gated, HeadGate, Residual, Scaled, projection
+
+B, S, D, G = 2, 5, 8, 2
+
+
+def inputs(width=D):
+    x, m = (torch.randn(B, S, width, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    return x, m, torch.randn(B, S, D, dtype=torch.float64)
+
+
+def moved(module):
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p))
+    return module.double()
+
+
+def by_hand(module, x, m, a):
+    """The formulas of the publications, element by element."""
+    if isinstance(module, Gated):
+        both = torch.cat([x, m], -1)
+        g_m = 1 / (1 + torch.exp(-(both @ module.gate_m.weight.T + module.gate_m.bias)))
+        g_x = 1 / (1 + torch.exp(-(both @ module.gate_x.weight.T + module.gate_x.bias)))
+        return torch.tanh(module.scale_m) * g_m * m + torch.tanh(module.scale_x) * g_x * x + x
+    if isinstance(module, HeadGate):
+        gates = 2 / (1 + torch.exp(-a @ module.gate.weight.T))
+        heads = []
+        for g in range(G):
+            part = slice(g * D // G, (g + 1) * D // G)
+            heads.append(gates[..., g : g + 1] * x[..., part] + gates[..., G + g : G + g + 1] * m[..., part])
+        mixed = torch.cat(heads, -1)
+        return mixed if module.scale is None else x + torch.tanh(module.scale) * (mixed - x)
+    if isinstance(module, Blend):
+        s = torch.tanh(module.gate) if module.retrofit else 1 / (1 + torch.exp(-module.gate))
+        return s * x + (1 - s) * m
+    return x + (module.scale if isinstance(module, Scaled) else 1) * m
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Add,
+        Scaled,
+        lambda: Gated(D),
+        lambda: Gated(D, gain=0.0, bias=0.2),
+        lambda: HeadGate(D, G, retrofit=False),
+        lambda: HeadGate(D, G, retrofit=True),
+        lambda: Blend(False),
+        lambda: Blend(True),
+    ],
+)
+def test_formula_forward_and_backward(make):
+    module, (x, m, a) = moved(make()), inputs()
+    mine, theirs = module(x, m, a), by_hand(module, x, m, a)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    w = torch.randn_like(mine)
+    for p, q in zip(
+        torch.autograd.grad((mine * w).sum(), (x, m, *module.parameters())),
+        torch.autograd.grad((theirs * w).sum(), (x, m, *module.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-11)
+
+
+def test_cache_residual_formula():
+    h, r = (torch.randn(B, S, D, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    h.data[0, 0] = r.data[0, 0] = 1e-4  # small enough for the clamp
+    y = h + 0.5 * r
+    factor = (1 / (y.detach() ** 2).mean(-1, keepdim=True).add(1e-6).sqrt()).clamp(0.2, 5)
+    torch.testing.assert_close(Residual(0.5, detach=False)(h, r), y * factor)
+    torch.testing.assert_close(Residual(0.5, norm=False)(h, r), y)
+    assert torch.autograd.grad(Residual(0.5)(h, r).sum(), r, allow_unused=True)[0] is None
+    (g,) = torch.autograd.grad(Residual(0.5, detach=False)(h, r).sum(), r)
+    torch.testing.assert_close(g, (0.5 * factor).expand_as(g))
+
+
+def test_identity_at_the_start_bit_for_bit():
+    x, m, a = inputs()
+    for module in (Gated(D).double(), HeadGate(D, G, retrofit=True).double(), Scaled().double()):
+        assert torch.equal(module(x, m, a), x)
+    assert torch.equal(Blend(True).double()(x, m, a), m)
+    assert torch.equal(HeadGate(D, G, retrofit=False).double()(x, m, a), x + m)  # published: both gates exactly 1
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameter_count_of_the_t2mlr_mixer():
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4, vocab_size=512
+    )
+    plain, model = ut.from_scratch(config), ut.from_scratch(config, time=ut.T2MLR(2, 5))
+    assert count(model) - count(plain) == 328_194  # the published mixer with its projection, 5 % of 6.59 M
+
+
+def test_parameter_count_of_intra_layer_recurrence():
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, vocab_size=1024,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    for counts in ([1, 1, 1, 1], [4, 2, 1, 1]):
+        assert count(ut.from_scratch(config, depth=ut.ReuseMap(counts))) == 1_180_800
+
+
+def test_parameter_count_of_the_trm_block_in_gpt2():
+    config = GPT2Config(n_embd=256, n_layer=6, n_head=4, vocab_size=50258, n_positions=256)
+    with torch.device("meta"):
+        assert count(ut.from_scratch(config)) == 17_670_656
+        for insert in (None, -1):
+            assert count(ut.from_scratch(config, depth=ut.TRMBlock(insert))) == 18_789_377
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_parameter_count_of_lrt_maps(shared):
+    config = CONFIGS["llama"]()  # D 32, 2 key/value heads of 8, 4 layers
+    extra = count(ut.from_scratch(config, time=ut.LRT(shared=shared))) - count(ut.from_scratch(config))
+    maps = 2 * 32 * 16 * (1 if shared else 4)
+    gates, residual = 4 * 2 * 2 * 32, 4
+    assert extra == maps + gates + residual
+
+
+def test_projection_starts_as_published():
+    weight = projection(64, 512, uniform=True).weight
+    assert weight.abs().max() <= (3 / 64) ** 0.5 and weight.std().item() == pytest.approx(1 / 8, rel=0.03)
+
+
+def test_start_vectors_receive_gradient():
+    """The published block never trains its start vectors when more than one cycle runs; ours do."""
+    model = build("gpt2", depth=ut.TRMBlock(inner=2, outer=3))
+    x = torch.arange(10)[None]
+    model(x, labels=x).loss.backward()
+    for name in ("trm_start_z", "trm_start_y"):
+        assert model.undertow[name].value_D.grad.norm() > 0
