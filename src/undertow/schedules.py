@@ -308,12 +308,13 @@ class Converge(Schedule):
                 moved = max(moved, (yield Sweep(positions, grad=live, measure=True)))
             if moved <= self.tol:
                 return moved
-        if rounds < exact:
-            warnings.warn(
-                f"Converge stopped after max_sweeps={rounds} rounds with the memory still moving by {moved:.1e} "
-                f"(tol={self.tol:.1e}); {exact} rounds are always exact",
-                stacklevel=2,
-            )
+        if rounds == exact:
+            return 0.0  # however far the last round moved: every position has now read an exact memory
+        warnings.warn(
+            f"Converge stopped after max_sweeps={rounds} rounds with the memory still moving by {moved:.1e} "
+            f"(tol={self.tol:.1e}); {exact} rounds are always exact",
+            stacklevel=2,
+        )
         return moved
 
     def resolved(self, double: bool) -> Converge:
