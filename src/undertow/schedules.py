@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
+
+from undertow.registry import from_mapping
 
 __all__ = ["Schedule", "Sequential", "Jacobi", "Interleaved", "Cyclic", "Chunked", "Converge", "SCHEDULES"]
 
@@ -70,15 +72,7 @@ class Schedule:
     @staticmethod
     def from_dict(values: dict) -> Schedule:
         """The inverse of `to_dict`. Raises ValueError for an unknown kind or field."""
-        values = dict(values)
-        kind = values.pop("kind", None)
-        if kind not in SCHEDULES:
-            raise ValueError(f"schedule kind {kind!r}: allowed are {sorted(SCHEDULES)}")
-        allowed = [f.name for f in fields(SCHEDULES[kind])]
-        for key in values:
-            if key not in allowed:
-                raise ValueError(f"schedule {kind} has no field {key!r}; allowed are {allowed}")
-        return SCHEDULES[kind](**values)
+        return from_mapping(values, "kind", SCHEDULES, "schedule kind")
 
     def _need(self, name: str, least: int, optional: bool = False):
         value = getattr(self, name)

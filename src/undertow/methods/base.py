@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar
+
+from undertow.registry import from_mapping
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,16 +65,7 @@ class Method:
     @staticmethod
     def from_dict(values: Mapping, kind: str) -> Method:
         """The inverse of `to_dict`. Raises ValueError for an unknown method or field."""
-        values = dict(values)
-        name = values.pop("method", None)
-        allowed = sorted(n for n, c in METHODS.items() if c.kind == kind)
-        if name not in allowed:
-            raise ValueError(f"{kind} method {name!r}: allowed are {allowed}")
-        known = [f.name for f in fields(METHODS[name])]
-        for key in values:
-            if key not in known:
-                raise ValueError(f"{name} has no field {key!r}; allowed are {known}")
-        return METHODS[name](**values)
+        return from_mapping(values, "method", {n: c for n, c in METHODS.items() if c.kind == kind}, f"{kind} method")
 
     def _whole(self, name: str, least: int | None = None, optional: bool = False):
         value = getattr(self, name)
