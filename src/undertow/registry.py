@@ -1,4 +1,4 @@
-"""Frozen configs by name: the `{"method": name, **fields}` and `{"kind": name, **fields}` of recipes and checkpoints."""
+"""Frozen configs by name: the `{"method": name, **fields}` or `{"kind": name, **fields}` of recipes and configs."""
 
 from __future__ import annotations
 
