@@ -325,10 +325,11 @@ class Executor:
             m = state[output_of(edge.source)]
             return m if edge.project is None else self.modules[edge.project](m)
         n = self.program.memories.index(edge.memory)
-        if (n, edge.project) not in frame.carried:
+        key = (n, edge.project, torch.is_grad_enabled())  # what a round without gradient made has none to give
+        if key not in frame.carried:
             m = frame.memory_BSND[:, :, n]
-            frame.carried[n, edge.project] = m if edge.project is None else self.modules[edge.project](m)
-        return frame.carried[n, edge.project]
+            frame.carried[key] = m if edge.project is None else self.modules[edge.project](m)
+        return frame.carried[key]
 
 
 def _forget_casts():
