@@ -1,0 +1,272 @@
+"""Several models at one budget, on the same data in the same order: a table, a plot, a sample of each.
+
+A comparison file is a recipe whose sections all models share, with `models` (a list of `name` and the sections that
+differ), `budget` (one of `flops`, `tokens`, `steps`: what the first model gets) and, if not one, `seeds`. With
+`match: flops` (the default) every other model gets the first one's training FLOPs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError
+from rich.table import Table
+
+from undertow import recipe as recipes
+from undertow.recipe import Recipe, RecipeError, Section, translate
+
+if TYPE_CHECKING:
+    from undertow.training.progress import Bars
+
+LIMITS = {"flops": "max_flops", "tokens": "max_tokens", "steps": "max_steps"}
+SECTIONS = ("backbone", "data", "training", "evaluation")  # merged key by key; the others are replaced
+
+
+class Budget(Section):
+    """What the first model gets, and what of it all others get too."""
+
+    flops: Annotated[float, Field(gt=0)] | None = None
+    tokens: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None
+    match: Literal["flops", "tokens", "steps"] = "flops"
+
+    @property
+    def given(self) -> tuple[str, float]:
+        """The unit and the amount. Raises RecipeError unless there is exactly one."""
+        found = [(unit, getattr(self, unit)) for unit in LIMITS if getattr(self, unit) is not None]
+        if len(found) != 1:
+            raise RecipeError(f"budget: needs exactly one of {', '.join(LIMITS)}, has {len(found)}")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipes without a limit of their own, by name in the order of the file, and the budget they share."""
+
+    name: str
+    recipes: Mapping[str, Recipe]
+    budget: Budget
+    seeds: tuple[int, ...] = field(default=(0,))
+
+    def limit(self, row_flops: float) -> dict[str, float]:
+        """The limit of every model, as a value of `training`.
+
+        Args:
+            row_flops: training FLOPs of one row of the first model.
+        """
+        from undertow.training.budget import steps_for
+
+        first = next(iter(self.recipes.values()))
+        unit, amount = self.budget.given
+        if unit == self.budget.match:
+            return {LIMITS[unit]: amount}
+        rows, seq_len = first.training.batch_size * first.training.accumulation, first.data.seq_len
+        steps = steps_for(first.training.model_copy(update={LIMITS[unit]: amount}), row_flops, seq_len)
+        amounts = {"steps": steps, "tokens": float(steps * rows * seq_len), "flops": steps * rows * row_flops}
+        return {LIMITS[self.budget.match]: amounts[self.budget.match]}
+
+
+def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Comparison:
+    """Read one comparison file, or make a comparison of several recipes.
+
+    Several recipes must have the same `data`; the first one's limit is the budget.
+
+    Args:
+        overrides: `section.key=value` texts, for the shared sections (of every recipe, if there are several).
+
+    Raises:
+        RecipeError: one line: file, key, value, what is allowed, nearest match.
+        FileNotFoundError: no such file.
+    """
+    values = recipes.read_yaml(files[0])
+    if len(files) == 1 and "models" in values:
+        recipes.override(values, overrides)
+        return parse(values, Path(files[0]).stem, str(files[0]))
+    loaded = [recipes.load(file, overrides) for file in files]
+    first = loaded[0]
+    by_name = {recipe.name: recipe for recipe in loaded}
+    if len(by_name) < len(loaded):
+        raise RecipeError("compare: two recipes have the same name; set name: in them")
+    for recipe in loaded[1:]:
+        if recipe.data != first.data:
+            raise RecipeError(f"compare: {recipe.name} and {first.name} differ in data; one comparison has one data")
+    amounts = {unit: getattr(first.training, limit) for unit, limit in LIMITS.items()}
+    bare = {
+        name: Recipe.parse(_merge(recipe.to_dict(), {"training": dict.fromkeys(LIMITS.values())}))
+        for name, recipe in by_name.items()
+    }
+    budget = Budget(**amounts)
+    budget.given  # noqa: B018 (raises unless there is exactly one)
+    return Comparison("compare", bare, budget, (first.seed,))
+
+
+def parse(values: Mapping, name: str, where: str = "") -> Comparison:
+    """A comparison from plain values. Raises RecipeError, its line begun with `where`."""
+    shared = dict(values)
+    models, seeds = shared.pop("models"), shared.pop("seeds", [shared.get("seed", 0)])
+    name, prefix = shared.pop("name", name), f"{where}: " if where else ""
+    try:
+        budget = Budget.model_validate(shared.pop("budget", {}))
+        budget.given  # noqa: B018 (raises unless there is exactly one)
+    except ValidationError as error:
+        raise RecipeError(f"{prefix}budget.{translate(error, Budget)}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}{error}") from None
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise RecipeError(f"{prefix}seeds: {seeds!r}: must be a list of whole numbers of at least 0")
+    if not isinstance(models, list) or not models:
+        raise RecipeError(f"{prefix}models: must be a list of mappings, each with a name and the sections that differ")
+    made: dict[str, Recipe] = {}
+    for number, model in enumerate(models):
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise RecipeError(f"{prefix}models[{number}]: must be a mapping with a name")
+        if model["name"] in made:
+            raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
+        recipe = Recipe.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
+        for limit in LIMITS.values():
+            if getattr(recipe.training, limit) is not None:
+                raise RecipeError(f"{prefix}training.{limit}: in a comparison the budget decides; leave it out")
+        if made and recipe.data != next(iter(made.values())).data:
+            raise RecipeError(f"{prefix}models[{number}].data: all models of a comparison have the same data")
+        made[model["name"]] = recipe
+    return Comparison(name, made, budget, tuple(seeds))
+
+
+def run(
+    plan: Comparison,
+    folder: Path,
+    resume: bool = False,
+    device: str = "auto",
+    watch: Bars | None = None,
+) -> dict[str, list[dict]]:
+    """Train and measure every model of a comparison in `folder`, and write what it shows.
+
+    Args:
+        folder: of `pick_folder`.
+        resume: keep finished models, continue the one that was interrupted.
+        watch: shows how far it is.
+
+    Returns:
+        Model -> one result a seed (`training.run.measure`). A model that diverged has `{"failed": why}`.
+    """
+    from undertow.training import budget
+    from undertow.training import run as runs
+
+    first = next(iter(plan.recipes.values()))
+    data = runs.open_data(first)
+    limit = plan.limit(budget.flops_per_row(runs.build_model(first, data.tokenizer), first.data.seq_len))
+    results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
+    folders: dict[str, list[Path]] = {name: [] for name in plan.recipes}
+    for seed in plan.seeds:
+        for name, recipe in plan.recipes.items():
+            label = name if len(plan.seeds) == 1 else f"{name}-seed{seed}"
+            one = Recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": limit}))
+            there = resume and (folder / label / "recipe.yaml").exists()
+            place = runs.folder_for(one, folder / label, resume=there)
+            callbacks = [] if watch is None else [watch.callback(label)]
+            try:
+                result = runs.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
+            except FloatingPointError as error:
+                result = {"name": label, "failed": str(error)}
+            if watch is not None:
+                watch.measured(label, result)
+            results[name].append(result)
+            folders[name].append(place)
+            runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
+    write(plan, folder, results, folders)
+    return results
+
+
+def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str, Sequence[Path]]) -> None:
+    """Write `table.md`, `curves.json`, `curves.png` and `samples.md`."""
+    from undertow.analysis import plots
+    from undertow.training.callbacks import read_metrics
+
+    points = {
+        name: [
+            [
+                {"flops": line["flops"], "tokens": line["tokens"], "bits_per_byte": line["eval_bits_per_byte"]}
+                for line in read_metrics(place / "metrics.jsonl")
+                if "eval_bits_per_byte" in line
+            ]
+            for place in places
+        ]
+        for name, places in folders.items()
+    }
+    (folder / "curves.json").write_text(json.dumps({"seeds": list(plan.seeds), "models": points}, indent=1))
+    plots.curves(points, folder / "curves.png", title=plan.name)
+    head = ["model", *(title.replace("\n", " ") for title, _ in COLUMNS)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(name, found) for name, found in results.items())]
+    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    text = [f"# Samples: {plan.name}\n"]
+    samples = {name: found[0].get("samples", []) for name, found in results.items()}
+    for number, first in enumerate(next((s for s in samples.values() if s), [])):
+        text.append(f"\nPrompt {number + 1}:\n{_fenced(first['prompt'])}")
+        text += [f"\n{name}:\n{_fenced(made[number]['text'])}" for name, made in samples.items() if made]
+    (folder / "samples.md").write_text("".join(text))
+
+
+def table(results: Mapping[str, Sequence[dict]]) -> Table:
+    """What was measured, a model a row; several seeds as mean ± standard deviation."""
+    made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    made.add_column("model")
+    for title, _ in COLUMNS:
+        made.add_column(title, justify="right")
+    for name, found in results.items():
+        made.add_row(*_row(name, found))
+    return made
+
+
+def _number(key: str, write: Callable[[float], str]) -> Callable[[Sequence[dict]], str]:
+    """A cell: the mean of one number over the seeds (± its deviation, if they differ)."""
+
+    def cell(found: Sequence[dict]) -> str:
+        values = [result[key] for result in found if result.get(key) is not None]
+        if not values:
+            return "diverged" if any("failed" in result for result in found) else "-"
+        spread = f" ± {write(statistics.stdev(values))}" if len(set(values)) > 1 else ""
+        return write(statistics.mean(values)) + spread
+
+    return cell
+
+
+def _short(number: float) -> str:
+    """4,210,000 as "4.21M"."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+COLUMNS: tuple[tuple[str, Callable], ...] = (
+    ("params", _number("parameters", _short)),
+    ("evals/\ntoken", _number("layer_evaluations", "{:.4g}".format)),
+    ("train\nFLOPs", _number("training_flops", "{:.2e}".format)),
+    ("train\ntokens", _number("tokens", _short)),
+    ("bits/byte\ntrained", _number("bits_training", "{:.4f}".format)),
+    ("bits/byte\ndecoded", _number("bits_true", "{:.4f}".format)),
+    ("tokens/s\ntrain", _number("training_tokens_per_second", "{:,.0f}".format)),
+    ("tokens/s\ngenerate", _number("generation_tokens_per_second", "{:,.0f}".format)),
+)
+
+
+def _row(name: str, found: Sequence[dict]) -> list[str]:
+    return [name, *(cell(found) for _, cell in COLUMNS)]
+
+
+def _fenced(text: str) -> str:
+    return f"\n~~~~text\n{text}\n~~~~\n"
+
+
+def _merge(shared: Mapping, own: Mapping) -> dict:
+    """`own` over `shared`: sections of settings key by key, everything else replaced."""
+    merged = dict(shared)
+    for key, value in own.items():
+        both = key in SECTIONS and isinstance(value, Mapping) and isinstance(shared.get(key), Mapping)
+        merged[key] = {**shared[key], **value} if both else value
+    return merged

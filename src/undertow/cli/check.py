@@ -1,0 +1,18 @@
+"""`undertow check`: is the model causal, is what is cached what is computed, is what is trained what is decoded?"""
+
+from __future__ import annotations
+
+import typer
+
+from undertow.cli.console import Device, Overrides, Target, out, quiet
+
+
+def check(target: Target, overrides: Overrides = [], device: Device = "auto") -> None:  # noqa: B006
+    """Check causality, caching and padding, and how far the training schedule is from true decoding."""
+    from undertow.analysis.check import run
+
+    quiet()
+    report = run(target, overrides=overrides, device=device)
+    out.print(report)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,32 @@
+"""`undertow compare`: several models at one budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undertow.cli.console import Device, Out, Overrides, out, quiet
+
+
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="One comparison, or several recipes with the same data.")],
+    overrides: Overrides = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished models, go on with the others.")] = False,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Train several models at one budget on the same data; end with a table, a plot and a sample of each."""
+    from undertow.analysis import compare as comparison
+    from undertow.training.progress import progress
+    from undertow.training.run import pick_folder
+
+    quiet()
+    plan = comparison.load(files, overrides)
+    folder = pick_folder(plan.name, folder, resume)
+    out.print(f"[bold]{plan.name}[/]: {len(plan.recipes)} models, {len(plan.seeds)} seed(s), in {folder}")
+    with progress(out) as bars:
+        results = comparison.run(plan, folder, resume=resume, device=device, watch=bars)
+    out.print(comparison.table(results))
+    out.print(f"Table, plot, samples and runs lie in {folder}", soft_wrap=True)

@@ -1,0 +1,32 @@
+"""The two consoles of the command line, and options that several verbs share."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. training.max_steps=100. Repeats."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME-N).")]
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+Target = Annotated[Path, typer.Argument(help="A recipe (YAML) or a run folder.")]
+
+
+def quiet() -> None:
+    """Keep Hugging Face's own bars and remarks about saving out of ours; warnings are one line."""
+    from transformers.utils.logging import disable_progress_bar
+
+    warnings.formatwarning = lambda message, *where, **more: f"warning: {' '.join(str(message).split())}\n"
+    disable_progress_bar()
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # "mtime may not be reliable"

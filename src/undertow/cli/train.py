@@ -1,0 +1,35 @@
+"""`undertow train`: one run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from undertow.cli.console import Device, Out, Overrides, Target, out, quiet
+
+
+def train(
+    target: Target,
+    overrides: Overrides = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Train one model and measure it; everything lies in one folder under runs/."""
+    from undertow import recipe
+    from undertow.analysis.compare import table
+    from undertow.training import run
+    from undertow.training.progress import progress
+
+    quiet()
+    if target.is_dir() and folder is None:
+        folder = target  # a run folder carries its own recipe
+    chosen = recipe.load(target, overrides)
+    folder = run.folder_for(chosen, folder, resume=resume)
+    out.print(f"[bold]{chosen.name}[/] in {folder}")
+    with progress(out) as bars:
+        result = run.train(chosen, folder, resume=resume, device=device, callbacks=[bars.callback(chosen.name)])
+        bars.measured(chosen.name, result)
+    out.print(table({chosen.name: [result]}))
+    out.print(f"Everything lies in {folder}", soft_wrap=True)

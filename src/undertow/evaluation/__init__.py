@@ -1,0 +1,1 @@
+"""What a trained model is worth: bits per byte, speed, text."""

@@ -1,0 +1,398 @@
+"""Recipes: what a run is, as YAML, checked before anything is built.
+
+A recipe has the sections `backbone`, `depth`, `time`, `schedule`, `data`, `training` and `evaluation`. Every mistake is
+one line that names the key, the value, what is allowed and the nearest match (`RecipeError`). `depth`, `time` and
+`schedule` are written as a mapping (`{method: NAME, field: value}`, `{kind: NAME, field: value}`) or as the call one
+would type in Python (`Cyclic(8, n=3)`); both become the same object.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+__all__ = ["Recipe", "RecipeError", "Backbone", "Data", "Training", "Evaluation", "component", "load"]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+WORDS = {"depth": "method", "time": "method", "schedule": "kind"}  # the key that names the class, in each section
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message is one line."""
+
+
+class Bad(RecipeError):
+    """What is wrong with the value at `key`, relative to the section that is being checked."""
+
+    def __init__(self, key: str, text: str):
+        super().__init__(text)
+        self.key = key
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are not converted, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Backbone(Section):
+    """The model that is made recurrent: `family` and the fields of its Hugging Face config, or `pretrained`.
+
+    `vocab_size` may be left out: it is then the tokenizer's.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    family: str | None = None
+    pretrained: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _known_fields(self):
+        if (self.family is None) == (self.pretrained is None):
+            raise Bad("", "needs either family (a Hugging Face model type) or pretrained (a folder or a hub id)")
+        extra = self.model_extra or {}
+        for key in extra if self.pretrained is not None else ():
+            raise Bad(key, f"unknown key (value {extra[key]!r}); with pretrained only revision is allowed")
+        if self.family is not None and self.revision is not None:
+            raise Bad("revision", f"{self.revision!r}: only with pretrained")
+        if self.family is not None:
+            self.hf_config()
+        return self
+
+    def hf_config(self, **defaults):
+        """The Hugging Face config of `family`; `defaults` hold where the recipe says nothing.
+
+        Raises:
+            ValueError: unknown family, unknown field, or a value the config refuses.
+        """
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import PreTrainedConfig
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        from undertow.backbone import FAMILIES
+
+        supported = [name for family in FAMILIES for name in family.model_types]
+        if self.family not in supported:
+            raise Bad("family", f"{self.family!r} is not supported; {choices(self.family, supported)}")
+        cls, values = CONFIG_MAPPING[self.family], dict(self.model_extra or {})
+        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}  # not about the architecture
+        allowed = sorted({f.name for f in dataclasses.fields(cls)} - general | set(cls.attribute_map))
+        for key in values:
+            if key not in allowed:
+                raise Bad(key, f"unknown key (value {values[key]!r}); {choices(key, allowed)}")
+        try:
+            return cls(**(defaults | values))
+        except (StrictDataclassError, ValueError, TypeError) as error:
+            raise Bad("", one_line(error)) from error
+
+
+class Data(Section):
+    """What is read: arguments of `undertow.data.build`."""
+
+    source: str | Annotated[tuple[str, ...], Field(strict=False)] = "stdlib"
+    tokenizer: str | None = None
+    vocab_size: Positive = 4096
+    seq_len: Annotated[int, Field(ge=2)] = 256
+    validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    validation_rows: Positive | None = None
+    cache_dir: str | None = None
+
+
+class Training(Section):
+    """How it is trained. The first of `max_steps`, `max_tokens` and `max_flops` that is reached ends training."""
+
+    max_steps: Positive | None = None
+    max_tokens: Annotated[float, Field(gt=0)] | None = None
+    max_flops: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Positive = 16
+    accumulation: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    recurrent_lr: Annotated[float, Field(gt=0)] = 1.0  # multiplies learning_rate for the parameters under `undertow.`
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = 0.05  # of all steps
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    log_every: Positive = 10
+    save_every: Positive = 200
+    keep: Positive = 2
+    workers: Annotated[int, Field(ge=0)] = 0
+    tensorboard: bool = True
+
+
+class Evaluation(Section):
+    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end."""
+
+    batch_size: Positive = 16
+    points: Annotated[int, Field(ge=0)] = 8
+    rows: Positive | None = 64
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    sequential: bool = False  # also decode position by position: slow, the definition itself
+    prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    new_tokens: Positive = 48
+
+
+class Recipe(Section):
+    """One run. `depth`, `time` and `schedule` hold the library's own objects (or None)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    backbone: Backbone
+    depth: Any = None
+    time: Any = None
+    schedule: Any = None
+    data: Data = Data()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("depth", "time", "schedule", mode="before")
+    @classmethod
+    def _component(cls, value, info):
+        return component(info.field_name, value)
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value):
+        if not value or value != Path(value).name or value.startswith("."):
+            raise Bad("", f"{value!r}: must be usable as the name of a folder")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.backbone.family is not None:
+            import torch
+
+            from undertow.backbone.adapter import shape_of
+
+            shape = shape_of(self.backbone.hf_config())
+            for section in ("depth", "time"):
+                try:
+                    with torch.device("meta"):  # layer numbers are checked, nothing is allocated
+                        getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
+                except ValueError as error:
+                    raise Bad(section, one_line(error)) from error
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping, where: str = "") -> Recipe:
+        """A recipe from plain values. Raises RecipeError, its line begun with `where`."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise RecipeError(f"{where}: {translate(error, cls)}" if where else translate(error, cls)) from None
+
+    def replace(self, section: str | None = None, **values) -> Recipe:
+        """A copy with some values changed, in `section` or (None) at the top; checked again."""
+        plain = self.to_dict()
+        (plain if section is None else plain[section]).update(values)
+        return Recipe.parse(plain)
+
+    def to_dict(self) -> dict:
+        """Plain values, every default written out; `Recipe.parse` is the inverse."""
+        plain: dict = {"name": self.name, "seed": self.seed}
+        for section in ("backbone", "depth", "time", "schedule", "data", "training", "evaluation"):
+            held = getattr(self, section)
+            if held is not None:
+                plain[section] = held.to_dict() if section in WORDS else held.model_dump(exclude_none=True)
+        return json.loads(json.dumps(plain))  # tuples become lists, as YAML knows them
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved recipe as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file, or a run folder (its `recipe.yaml`).
+        overrides: `section.key=value` texts; the value is read as YAML.
+
+    Raises:
+        RecipeError: one line: file, key, value, what is allowed, nearest match.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path) / "recipe.yaml" if Path(path).is_dir() else Path(path)
+    values = read_yaml(path)
+    if "models" in values:
+        raise RecipeError(f"{path}: models: is a comparison; `undertow compare` runs it")
+    values.setdefault("name", path.stem)
+    override(values, overrides)
+    return Recipe.parse(values, str(path))
+
+
+def override(values: dict, texts: Sequence[str]) -> None:
+    """Apply `section.key=value` texts to plain values, in place. Raises RecipeError."""
+    for text in texts:
+        name, equals, value = text.partition("=")
+        keys, inner = name.strip().split("."), values
+        if not equals or not all(keys):
+            raise RecipeError(f"--set {text}: must be section.key=value")
+        for depth, key in enumerate(keys[:-1]):
+            if isinstance(inner.get(key), str) and key in WORDS:
+                inner[key] = _called(key, inner[key])
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section")
+        try:
+            inner[keys[-1]] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {text}: {one_line(error)}") from None
+
+
+def registry(section: str) -> dict[str, type]:
+    """The classes allowed in `depth`, `time` or `schedule`, by name."""
+    if section == "schedule":
+        from undertow.schedules import SCHEDULES
+
+        return dict(SCHEDULES)
+    from undertow.methods import METHODS
+
+    return {name: cls for name, cls in METHODS.items() if cls.kind == section}
+
+
+def component(section: str, value):
+    """The object that `value` (a mapping, a call as text, the object itself or None) says. Raises RecipeError."""
+    classes, word = registry(section), WORDS[section]
+    if value is None or type(value) in classes.values():
+        return value
+    if isinstance(value, str):
+        value = _called(section, value)
+    if not isinstance(value, Mapping):
+        raise Bad("", f"{value!r}: must be a mapping with the key {word}, or a call such as {next(iter(classes))}(...)")
+    values = dict(value)
+    name = values.pop(word, None)
+    if name not in classes:
+        other = {"depth": "time", "time": "depth"}.get(section)
+        if other and name in registry(other):
+            raise Bad(word, f"{name!r} belongs under {other}; here: {', '.join(classes)}")
+        raise Bad(word, f"{name!r} is unknown; {choices(name, list(classes))}")
+    cls = classes[name]
+    hints, allowed = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
+    for key, given in values.items():
+        if key not in allowed:
+            raise Bad(key, f"unknown key (value {given!r}) of {name}; {choices(key, allowed)}")
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(given)
+        except ValidationError as error:
+            raise Bad(key, f"{given!r}: {_said(error.errors()[0])}") from None
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    for key in (key for key in required if key not in values):
+        raise Bad(key, f"missing: {name} needs {', '.join(required)}")
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise Bad("", one_line(error)) from error
+
+
+def _called(section: str, text: str) -> dict:
+    """`Name(1, key=2)` as a mapping; positional values take the fields' names in order."""
+    classes = registry(section)
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        name = typing.cast(ast.Name, call.func).id
+        positional = [ast.literal_eval(value) for value in call.args]
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        raise Bad("", f"{text!r}: must be a name or a call, e.g. {next(iter(classes))}(...)") from None
+    if name not in classes:
+        return {WORDS[section]: name}  # `component` says what is allowed
+    fields = [f.name for f in dataclasses.fields(classes[name])]
+    if len(positional) > len(fields):
+        raise Bad("", f"{text!r}: {name} takes at most {len(fields)} values ({', '.join(fields)})")
+    return {WORDS[section]: name, **dict(zip(fields, positional, strict=False)), **named}
+
+
+def translate(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first of pydantic's complaints as one line: dotted key, value, what is allowed, nearest match."""
+    first = error.errors()[0]
+    keys = [str(key) for key in first["loc"] if _is_key(key)]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, Bad):
+        return f"{'.'.join([*keys, cause.key] if cause.key else keys)}: {cause}"
+    dotted, section = ".".join(keys), model
+    for key in keys[:-1]:
+        inner = section.model_fields[key].annotation
+        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else section
+    if first["type"] == "extra_forbidden":
+        allowed = list(section.model_fields)
+        return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"
+    if first["type"] == "literal_error":
+        allowed = list(typing.get_args(section.model_fields[keys[-1]].annotation))
+        return f"{dotted}: {first['input']!r} is not allowed; {choices(first['input'], allowed)}"
+    return f"{dotted}: missing" if first["type"] == "missing" else f"{dotted}: {first['input']!r}: {_said(first)}"
+
+
+def _is_key(part) -> bool:
+    """Pydantic adds the branch of a union to the place ("str", "tuple[str, ...]"): not a key of the file."""
+    return isinstance(part, int) or not (part in ("str", "int", "float") or "[" in part)
+
+
+def _said(first: Mapping[str, Any]) -> str:
+    """Pydantic's own sentence, begun as ours are."""
+    said = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return said[:1].lower() + said[1:]
+
+
+def choices(value, allowed: Sequence[str]) -> str:
+    """The nearest match to `value`, if any, and all that is allowed."""
+    folded = {name.lower(): name for name in reversed(allowed)}
+    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
+    return (f"did you mean {folded[close[0]]!r}? " if close else "") + f"allowed: {', '.join(allowed)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of any exception on one line."""
+    return " ".join(str(error).split())
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error and `1e-3` is a number (YAML 1.1 wants `1.0e-3`)."""
+
+    def construct_mapping(self, node, deep=False):
+        self.flatten_mapping(node)
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Raises RecipeError (syntax, duplicate keys, not a mapping), FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: must be a mapping of sections ({', '.join(Recipe.model_fields)})")
+    return values

@@ -1,0 +1,1 @@
+"""Training on Hugging Face `Trainer`: a thin subclass, run folders, exact resume."""

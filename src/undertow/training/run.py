@@ -1,0 +1,345 @@
+"""One run: a folder with the resolved recipe, metrics, checkpoints, the model and what was measured.
+
+runs/NAME-N/recipe.yaml          every value, defaults written out
+            metrics.jsonl        one line a log: step, tokens, flops, loss, ...
+            tensorboard/         the same, as events
+            checkpoints/         Hugging Face Trainer's, safetensors, the newest few
+            model/               the trained model and its tokenizer; loads with `from_pretrained`
+            result.json          what was measured at the end; its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import undertow.model  # noqa: F401 (registers the Auto classes)
+from undertow import recipe as recipes
+from undertow.analysis import label
+from undertow.data import build, check_vocabulary, collate
+from undertow.data.tokenizer import vocabulary_size
+from undertow.evaluation import bits, samples, speed
+from undertow.recipe import Recipe, RecipeError, component
+from undertow.schedules import Converge, Sequential
+from undertow.training import budget, checkpoints, trainer
+from undertow.training.callbacks import Clock, Curve, Metrics, read_metrics
+from undertow.training.precision import device_of
+
+# What may differ between a run and its resumption: nothing that the trained weights depend on.
+FREE = {"training": ("log_every", "save_every", "keep", "workers", "tensorboard"), "data": ("cache_dir",)}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, ready to use."""
+
+    model: Any
+    tokenizer: Any
+    recipe: Recipe | None
+
+
+def pick_folder(name: str, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
+    """A folder for something called `name`, made if need be.
+
+    Args:
+        folder: None takes `root/NAME-N`: the newest with `resume`, else the next free number.
+        resume: what lies in the folder is continued.
+
+    Raises:
+        ValueError: `folder` is not empty (without `resume`).
+        FileNotFoundError: there is nothing to resume.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one process chooses, all agree
+        chosen = [_pick(name, folder, resume, root) if _processes().is_main_process else None]
+        return broadcast_object_list(chosen)[0]
+    return _pick(name, folder, resume, root)
+
+
+def _processes() -> PartialState:
+    """Who trains in parallel (`torchrun`); on its own, one process."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _pick(name: str, folder: Path | None, resume: bool, root: Path) -> Path:
+    numbers = [int(n) for path in root.glob(f"{name}-*") if (n := path.name[len(name) + 1 :]).isdigit()]
+    if folder is None and resume:
+        if not numbers:
+            raise FileNotFoundError(f"--resume: there is no {root}/{name}-N to continue")
+        return root / f"{name}-{max(numbers)}"
+    if folder is None:
+        folder = root / f"{name}-{max(numbers, default=0) + 1}"
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        raise ValueError(f"{folder} is not empty; --resume continues what lies there, --out names another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def folder_for(recipe: Recipe, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
+    """The folder of a run (see `pick_folder`), with its recipe in it.
+
+    Raises:
+        ValueError: with `resume`, the folder's recipe says another model, other data or other training.
+    """
+    folder = pick_folder(recipe.name, folder, resume, root)
+    with _processes().main_process_first():
+        if (folder / "recipe.yaml").exists():
+            same_run(recipes.load(folder), recipe, folder)
+        if _processes().is_main_process:
+            recipe.save(folder / "recipe.yaml")
+    return folder
+
+
+def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
+    """Raise RecipeError naming the first value that would make the resumed run another one."""
+    old, new = there.to_dict(), here.to_dict()
+    for section in sorted(set(old) | set(new) - {"evaluation"}):
+        a, b = ({"": x.get(section)} if not isinstance(x.get(section), dict) else x[section] for x in (old, new))
+        for key in sorted(set(a) | set(b)):
+            if section != "evaluation" and key not in FREE.get(section, ()) and a.get(key) != b.get(key):
+                name = f"{section}.{key}".rstrip(".")
+                raise RecipeError(f"{folder}: cannot resume, {name} is {a.get(key)!r} there and {b.get(key)!r} here")
+
+
+def open_data(recipe: Recipe):
+    """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`."""
+    with _processes().main_process_first():
+        return build(**{name: getattr(recipe.data, name) for name in type(recipe.data).model_fields})
+
+
+def build_model(recipe: Recipe, tokenizer=None):
+    """The model of a recipe: random weights drawn from its seed, or the pretrained ones, made recurrent.
+
+    Args:
+        tokenizer: gives a model from scratch its vocabulary and special tokens; None takes `data.vocab_size`.
+
+    Raises:
+        ValueError: tokenizer, rows, methods and model do not fit each other.
+    """
+    torch.manual_seed(recipe.seed)
+    base, parts = recipe.backbone, {"depth": recipe.depth, "time": recipe.time, "schedule": recipe.schedule}
+    lm = None
+    if base.pretrained is not None:
+        lm = AutoModelForCausalLM.from_pretrained(
+            base.pretrained, revision=base.revision, dtype=torch.float32, use_safetensors=True
+        )
+        config = lm.config
+    elif tokenizer is None:
+        config = base.hf_config(vocab_size=recipe.data.vocab_size)
+    else:
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = base.hf_config(vocab_size=vocabulary_size(tokenizer), **special)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config.vocab_size)
+    if recipe.data.seq_len > config.max_position_embeddings:
+        raise RecipeError(
+            f"data.seq_len: {recipe.data.seq_len} exceeds the backbone's {config.max_position_embeddings} positions"
+        )
+    return undertow.model.from_scratch(config, **parts) if lm is None else undertow.model.wrap(lm, **parts)
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool = False,
+    device: str = "auto",
+    callbacks: Sequence[TrainerCallback] = (),
+    data=None,
+) -> dict:
+    """Train the model of a recipe in `folder` and measure it.
+
+    Args:
+        folder: of `folder_for`.
+        resume: go on from the newest complete checkpoint; a finished run is returned as it is.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        callbacks: more callbacks of Hugging Face's Trainer.
+        data: the recipe's data where it is open already.
+
+    Returns:
+        What `result.json` holds (`measure` says what).
+
+    Raises:
+        ValueError: recipe, data and model do not fit each other.
+        FloatingPointError: the loss or the gradient stopped being finite.
+        OSError: the disk is full.
+    """
+    finished = folder / "result.json"
+    if resume and finished.exists():
+        return json.loads(finished.read_text())
+    where = device_of(device)
+    data = open_data(recipe) if data is None else data
+    model = build_model(recipe, data.tokenizer)
+    settings, seq_len = recipe.training, recipe.data.seq_len
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    row_flops = budget.flops_per_row(model, seq_len)
+    rows = settings.batch_size * settings.accumulation * processes
+    steps = budget.steps_for(settings, row_flops, seq_len, processes)
+    curve_rows = data.validation.head(recipe.evaluation.rows or len(data.validation))
+
+    def curve(current) -> dict[str, float]:
+        found = bits.bits_per_byte(
+            current, curve_rows, data.token_bytes, current.schedule, recipe.evaluation.batch_size, settings.precision
+        )
+        return {"bits_per_byte": found.bits_per_byte}
+
+    clock = Clock()
+    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard)
+    arguments = trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where)
+    worker = trainer.UndertowTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        data_collator=collate,
+        processing_class=data.tokenizer,
+        callbacks=[
+            clock,
+            metrics,
+            *([Curve(recipe.evaluation.points)] if recipe.evaluation.points else []),
+            *callbacks,
+        ],
+        recurrent_lr=settings.recurrent_lr,
+        flops_per_row=row_flops,
+        measure=curve,
+    )
+    start = checkpoints.newest_complete(folder / "checkpoints") if resume else None
+    if resume and start is None:
+        warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
+    try:
+        worker.train(resume_from_checkpoint=None if start is None else str(start))
+    finally:
+        metrics.close()
+    worker.save_model(str(folder / "model"))
+    state = _processes()
+    if state.is_main_process:
+        del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
+        loaded = load(folder, device)
+        result = describe(loaded.model, recipe, steps, rows, row_flops) | measure(loaded, data)
+        result["training_tokens_per_second"] = _training_speed(folder)
+        write_json(finished, result)
+    state.wait_for_everyone()
+    return json.loads(finished.read_text())
+
+
+def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> dict:
+    """What the run was: sizes and cost. FLOPs are of all training, `layer_evaluations` of one token when decoding."""
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layer_evaluations": budget.evaluations_per_token(model),
+        "schedule": label(model.schedule),
+        "steps": steps,
+        "tokens": steps * rows * recipe.data.seq_len,
+        "training_flops": steps * rows * row_flops,
+    }
+
+
+def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
+    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples.
+
+    Args:
+        schedules: more schedules, as one types them (`"Cyclic(16, 2)"`).
+    """
+    if loaded.recipe is None:
+        raise ValueError("measure: the model comes with no recipe, so its evaluation settings are unknown")
+    model, settings, rows = loaded.model, loaded.recipe.evaluation, data.validation
+
+    def bits_under(schedule) -> dict:
+        return bits.bits_per_byte(
+            model, rows, data.token_bytes, schedule, settings.batch_size, settings.precision
+        ).to_dict()
+
+    trained = bits_under(model.schedule)
+    result = {
+        "bits_training": trained["bits_per_byte"],
+        "bits_true": None,
+        "evaluations": {label(model.schedule): trained},
+    }
+    # A model without a state over time is trained under Converge() too, which is one sweep then: measured once.
+    others = [
+        Converge(),
+        *([Sequential()] if settings.sequential else []),
+        *(component("schedule", text) for text in schedules),
+    ]
+    for schedule in others:
+        if label(schedule) not in result["evaluations"]:
+            result["evaluations"][label(schedule)] = bits_under(schedule)
+    result["bits_true"] = result["evaluations"][label(Converge())]["bits_per_byte"]
+    ids = torch.as_tensor(rows[0]["input_ids"])
+    prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
+    result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)
+    result["samples"] = [
+        {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
+        for prompt in prompts
+    ]
+    return result
+
+
+def load(folder: Path, device: str = "auto") -> Loaded:
+    """The model of a run (or of any folder `save_pretrained` wrote) in `eval()`, with its tokenizer.
+
+    Raises:
+        FileNotFoundError: no such folder, or no model in it.
+        ValueError: its weights are torn.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    places = [folder / "model", folder, checkpoints.newest_complete(folder / "checkpoints")]
+    found = next((place for place in places if place and (place / "config.json").exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder}: holds no trained model (no model/, no complete checkpoint)")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True).eval().to(device_of(device))
+    except SafetensorError as error:
+        raise ValueError(f"{found}: the weights are torn: {error}") from None
+    recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
+    if recipe is not None and recipe.schedule is not None:
+        model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
+    return Loaded(model, AutoTokenizer.from_pretrained(found), recipe)
+
+
+def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[str] = (), device: str = "auto") -> dict:
+    """Measure a trained run again; written to `evaluation.json` in its folder.
+
+    Args:
+        overrides: `evaluation.key=value` texts; other sections may not change.
+        schedules: more schedules to measure under.
+    """
+    for text in overrides:
+        if not text.startswith("evaluation."):
+            raise RecipeError(f"--set {text}: only evaluation.* may change when a run is evaluated")
+    chosen = recipes.load(folder, overrides)
+    loaded = load(folder, device)
+    result = measure(Loaded(loaded.model, loaded.tokenizer, chosen), open_data(chosen), schedules)
+    finished = Path(folder) / "result.json"
+    before = json.loads(finished.read_text()) if finished.exists() else {}
+    result = before | result
+    write_json(Path(folder) / "evaluation.json", result)
+    return result
+
+
+def write_json(path: Path, value) -> None:
+    """Write through a temporary file: a reader never sees half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    part.replace(path)
+
+
+def _training_speed(folder: Path) -> float | None:
+    """The median of the logged tokens per second (the first log includes warming up)."""
+    logged = [m["tokens_per_second"] for m in read_metrics(folder / "metrics.jsonl") if "tokens_per_second" in m]
+    return statistics.median(logged[1:] or logged) if logged else None

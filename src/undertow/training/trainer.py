@@ -1,0 +1,173 @@
+"""Hugging Face `Trainer` with what recurrence adds: parameter groups, per-sweep losses, honest FLOPs, a stop on NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from undertow.recipe import Training
+from undertow.training import checkpoints
+from undertow.training.precision import uses_bfloat16
+
+OURS = "undertow."  # the prefix of every parameter that is not the backbone's
+
+
+def arguments(
+    settings: Training, folder: Path, max_steps: int, seed: int, device: torch.device, eval_batch_size: int = 8
+) -> TrainingArguments:
+    """The `TrainingArguments` of a recipe's `training` section; checkpoints go to `folder`."""
+    made = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=eval_batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.decay == "constant" else settings.decay,
+        warmup_steps=round(settings.warmup * max_steps),
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        max_grad_norm=settings.clip,
+        optim="adamw_torch_fused",
+        bf16=uses_bfloat16(settings.precision, device),
+        use_cpu=device.type == "cpu",
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a NaN stops training instead
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep,
+        eval_strategy="no",  # the Curve callback asks for evaluations at its own steps
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+    )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # one process drives one device: DataParallel would split the memory; use torchrun
+    return made
+
+
+def parameter_groups(model: torch.nn.Module, learning_rate: float, weight_decay: float, recurrent_lr: float) -> list:
+    """Optimiser groups: matrices decay, norms, biases and scalars do not; ours get `recurrent_lr * learning_rate`."""
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith(OURS), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * (recurrent_lr if ours else 1.0),
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        for (ours, matrix), parameters in groups.items()
+    ]
+
+
+class UndertowTrainer(Trainer):
+    """`Trainer` for an `UndertowForCausalLM`.
+
+    Args:
+        recurrent_lr: multiplies the learning rate of the parameters under `undertow.`.
+        flops_per_row: training FLOPs of one row; `state.total_flos` adds them up.
+        measure: `measure(model) -> {name: number}`, run where an evaluation is asked for.
+
+    Raises (from `train`):
+        FloatingPointError: the loss or the gradient is not finite; the weights of that step are not saved.
+        OSError: the disk is full; older checkpoints stay whole.
+    """
+
+    model: Any  # the base class allows None; ours is always given
+
+    def __init__(self, *args, recurrent_lr: float = 1.0, flops_per_row: float = 0.0, measure=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.folder = Path(str(self.args.output_dir))  # of the checkpoints
+        self.remove_callback(PrinterCallback)
+        self.recurrent_lr, self.flops_per_row, self.measure = recurrent_lr, flops_per_row, measure
+        self._sweeps: list[torch.Tensor] = []
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            cls, keywords = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(
+                self.model if model is None else model,
+                self.args.learning_rate,
+                self.args.weight_decay,
+                self.recurrent_lr,
+            )
+            self.optimizer = cls(groups, **keywords)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and outputs.sweep_losses is not None and len(outputs.sweep_losses) > 1:
+            self._sweeps.append(torch.stack([value.detach().float() for value in outputs.sweep_losses]))
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._diverged("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise self._diverged("gradient norm", norm)
+        return norm
+
+    def _diverged(self, what: str, value) -> FloatingPointError:
+        last = checkpoints.newest_complete(self.folder)
+        return FloatingPointError(
+            f"step {self.state.global_step + 1}: the {what} is {float(value)}; training stopped, the last good "
+            f"checkpoint is {last or 'none'}; a lower training.learning_rate or training.clip may help"
+        )
+
+    def floating_point_ops(self, inputs) -> int:
+        return round(self.flops_per_row * len(inputs["input_ids"]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._sweeps and "loss" in logs:
+            means = torch.stack(self._sweeps).mean(0).tolist()
+            logs.update({f"sweep_loss_{i}": value for i, value in enumerate(means)})
+            self._sweeps.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Run `measure` on the model; its numbers are logged under `eval_`."""
+        was_training = self.model.training
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure(self.model).items()}
+        self.model.train(was_training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        tied = self.model.all_tied_weights_keys  # saved once, under the other name
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.folder) / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml
+
+    def _save_checkpoint(self, model, trial) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            folder = self.folder / f"checkpoint-{self.state.global_step}"
+            full = checkpoints.disk_full(error, folder)
+            if full is None:
+                raise
+            raise full from error
