@@ -162,8 +162,10 @@ class Jacobi(Schedule):
         if isinstance(self.loss, tuple):
             _weights(self.loss, self.K + 1, "Jacobi")
         self._need_last_if_cut()
-        if self.adjoint is not None and self.K == 0 and self.start == "unmixed":
-            raise ValueError("Jacobi K=0 with start='unmixed' never reads the memory: adjoint must be None")
+        if self.adjoint is not None and self.K == 0:
+            raise ValueError(
+                f"Jacobi K=0, adjoint={self.adjoint}: the live pass is the last of K+1; K must be at least 1"
+            )
 
     @property
     def readout(self) -> str:

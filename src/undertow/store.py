@@ -26,7 +26,9 @@ def write(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Ten
 
 
 def take(buffer: Tensor, positions: range) -> Tensor:
-    """Rows `positions` of dimension 1 (a view)."""
+    """Rows `positions` of dimension 1: a view, or the buffer itself if that is all of it."""
+    if len(positions) == buffer.shape[1]:
+        return buffer
     return buffer[:, positions.start : positions.stop : positions.step]
 
 

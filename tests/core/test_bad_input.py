@@ -49,6 +49,7 @@ CASES = [
     (lambda: ut.Jacobi(2, loss=(1, 1)), ["2 weights", "3"]),
     (lambda: ut.Jacobi(2, start="warm"), ["'warm'", "unmixed"]),
     (lambda: ut.Jacobi(2, loss="mean", adjoint=1), ["adjoint=1", "'mean'"]),
+    (lambda: ut.Jacobi(0, adjoint=1), ["K=0", "adjoint=1", "at least 1"]),
     (lambda: ut.Cyclic(0, 1), ["G=0", "at least 1"]),
     (lambda: ut.Cyclic(2, 1, backward=1, adjoint=1), ["adjoint=1", "backward=1"]),
     (lambda: ut.Interleaved(0), ["S=0"]),
