@@ -66,3 +66,14 @@ def test_metrics_with_a_torn_end(tmp_path):
     path.write_text('{"st\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1: not JSON"):
         read_metrics(path)
+
+
+def test_converge_is_counted_as_cyclic_rounds_and_says_so():
+    import undertow as ut
+    from models import build
+
+    model = build(time=ut.T2MLR(1, 2))
+    with pytest.warns(UserWarning, match="Converge"):
+        counted = budget.flops_per_row(model, 32, ut.Converge(adjoint=2))
+    assert counted == budget.flops_per_row(model, 32, ut.Cyclic(16, 3, adjoint=2))
+    assert budget.flops_per_row(build(), 32, ut.Converge()) > 0  # no memory: one sweep, nothing to warn about

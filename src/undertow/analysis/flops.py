@@ -24,6 +24,8 @@ from undertow.edges import Edge, output_of
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Converge, Jacobi, Schedule, Sequential
 
+ROUNDS = 3  # in which Converge is taken to converge where a cost must be stated: what it takes depends on the data
+
 __all__ = ["decode_flops", "forward_flops", "kv_bytes", "layer_evaluations", "prefill_flops", "training_flops"]
 
 

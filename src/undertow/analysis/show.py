@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from undertow.analysis import flops, label
+from undertow.analysis.flops import ROUNDS
 from undertow.edges import Edge
 from undertow.model import UndertowForCausalLM, from_scratch, wrap
 from undertow.plan import EMBED, NORM, Block, Plan, Step, Visit, each_layer_once
@@ -27,7 +28,6 @@ from undertow.schedules import Converge, Cyclic, Jacobi, Schedule, Sequential
 __all__ = ["costs", "parameters", "picture", "plain", "render"]
 
 LONGEST = 1024  # positions that costs are stated for, where a recipe does not say how many it trains on
-ROUNDS = 3  # in which Converge is taken to converge: what it takes depends on the data
 STYLES = {"span": "bold cyan"}
 
 

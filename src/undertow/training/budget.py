@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+
+from undertow.analysis import label
 from undertow.recipe import RecipeError, Training
-from undertow.schedules import Schedule
+from undertow.schedules import Converge, Cyclic, Schedule
 
 
 def flops_per_row(model, seq_len: int, schedule: Schedule | None = None) -> float:
-    """Training FLOPs (forward and backward) of one row of `seq_len` tokens; None is the model's training schedule."""
-    from undertow.analysis.flops import training_flops
+    """Training FLOPs (forward and backward) of one row of `seq_len` tokens; None is the model's training schedule.
 
-    return float(training_flops(model, seq_len, model.schedule if schedule is None else schedule))
+    `Converge` costs what the data need, so where there is a memory it is counted as `ROUNDS` cyclic rounds, with a
+    warning.
+    """
+    from undertow.analysis.flops import ROUNDS, training_flops
+
+    schedule = model.schedule if schedule is None else schedule
+    if isinstance(schedule, Converge) and model.program.memories:
+        counted = Cyclic(schedule.G, ROUNDS, adjoint=schedule.adjoint)
+        warnings.warn(
+            f"{label(schedule)} costs what the data need; FLOPs are counted as of {label(counted)}", stacklevel=2
+        )
+        schedule = counted
+    return float(training_flops(model, seq_len, schedule))
 
 
 def steps_for(limits: Training, flops_row: float, seq_len: int, processes: int = 1) -> int:
