@@ -125,8 +125,7 @@ def compile_program(
     memories = tuple(dict.fromkeys(edge.memory for edge in edges if edge.delay == 1))
 
     last_source = max([s.index for s in steps if s.block in {m[0] for m in memories}], default=-1)
-    end = last_source + 1
-    begin = end
+    begin = end = last_source + 1
     for edge in edges:
         for index in _targets(edge, steps):
             step = steps[index]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -165,16 +166,15 @@ class Executor:
         live, training = schedule.adjoint is None, torch.is_grad_enabled()
         tail_reads = program.reads_memory(program.tail)
         state = {"h": seq.x_BTD, output_of(EMBED): seq.x_BTD}
-        for register, name in program.starts:
-            state[register] = self.modules[name]().expand_as(seq.x_BTD)
+        state |= {register: self.modules[name]().expand_as(seq.x_BTD) for register, name in program.starts}
         written: Written = {}
         state = self._steps(program.head, state, Frame(everywhere, None, None), seq, written)
 
-        memory, entered, spanned = None, None, {}  # buffers over all positions
+        memory, entered, spanned = None, None, dict[str, Tensor]()  # buffers over all positions
         readouts, passes, residual = [], 0.0, None
         mixed, dead = True, False
         sweeps = schedule.sweeps(len(everywhere))
-        sweep = next(sweeps)
+        sweep: Sweep | None = next(sweeps)
         while sweep is not None:
             positions, mixed = sweep.positions, sweep.mixed
             passes += len(positions) / len(everywhere)
@@ -185,13 +185,15 @@ class Executor:
                 frame = self._frame(memory, sweep, seq)
                 rows = {r: take(x, positions) for r, x in state.items()}
                 rows = self._steps(program.span, rows, frame, seq, written)
-                left = self._leave(rows, frame, seq)
-                change = moved(left, take(memory, positions), training) if sweep.measure else None
+                left = self._leave(rows, frame, seq) if program.memories else None
                 for register in program.kept:
                     spanned[register] = write(spanned.get(register), rows[register], positions, 1)
+                change = None
                 if left is not None:
+                    if sweep.measure and memory is not None:
+                        change = moved(left, take(memory, positions), training)
                     memory = write(memory, left, positions, 1)
-                if tail_reads and schedule.readout == "read":
+                if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
                     entered = write(entered, frame.memory_BSND, positions, 1)
                 if schedule.readout == "each":
                     readouts.append(self._read_out(rows, frame, seq, written, sweep.loss_weight))
@@ -200,7 +202,7 @@ class Executor:
             except StopIteration as stop:
                 sweep, residual = None, stop.value
 
-        if not live:
+        if schedule.adjoint is not None:
             passes += 1
             _forget_casts()
             frame, memory, spanned = self._live_pass(schedule.adjoint, memory, state, seq, written)
@@ -211,32 +213,30 @@ class Executor:
             readouts.append(self._read_out(state | spanned, frame, seq, written, 1.0))
         return Trace(tuple(readouts), memory, written, passes, residual)
 
-    def _live_pass(self, k: int, memory: Tensor, state: dict, seq: Sequence, written: Written):
+    def _live_pass(self, k: int, memory: Tensor | None, state: dict, seq: Sequence, written: Written):
         """One parallel pass from the solved memory, with the adjoint hung into its backward."""
         positions = seq.everywhere
         r = shifted(memory, seq, positions).detach()
         grad = torch.is_grad_enabled()
         frame = Frame(positions, r.requires_grad_() if grad else r, _mask(seq, positions, True))
         rows = self._steps(self.program.span, state, frame, seq, written)
-        memory = self._leave(rows, frame, seq)
+        left = self._leave(rows, frame, seq)
         spanned = {register: rows[register] for register in self.program.kept}
-        if grad and memory.requires_grad:
-            r, *outs = Adjoint.apply(k, r, shifted(memory, seq, positions), *spanned.values())
+        if grad and left.requires_grad:
+            r, *outs = Adjoint.apply(k, r, shifted(left, seq, positions), *spanned.values())
             frame = replace(frame, memory_BSND=r, carried={})
             spanned = dict(zip(spanned, outs, strict=True))
-        return frame, memory, spanned
+        return frame, left, spanned
 
     # ------------------------------------------------------------------ one sweep
 
     def _frame(self, memory: Tensor | None, sweep: Sweep, seq: Sequence) -> Frame:
-        m = None
-        if self.program.memories:
-            m = shifted(memory, seq, sweep.positions)
-            if sweep.border:
-                m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
+        m = shifted(memory, seq, sweep.positions) if self.program.memories else None
+        if m is not None and sweep.border:
+            m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
         return Frame(sweep.positions, m, _mask(seq, sweep.positions, sweep.mixed))
 
-    def _leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor | None:
+    def _leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor:
         """The memories these positions leave behind, `M_BSND`."""
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
@@ -244,11 +244,10 @@ class Executor:
             if norm:
                 m = F.rms_norm(m, m.shape[-1:], eps=NORM_EPS)
             if carry:
+                assert frame.memory_BSND is not None, "the span's frame has the memory"
                 updated = self.modules[carry](m, frame.memory_BSND[:, :, n])
                 m = updated if frame.mask_BS is None else torch.where(frame.mask_BS[..., None], updated, m)
             left.append(m)
-        if not left:
-            return None
         m_BSND = torch.stack(left, 2)
         return m_BSND if seq.real_BT is None else m_BSND * take(seq.real_BT, frame.positions)[..., None, None]
 
@@ -260,19 +259,19 @@ class Executor:
 
     def _steps(self, steps: tuple[Step, ...], state: Mapping, frame: Frame, seq: Sequence, written: Written) -> dict:
         """Run steps on the rows of `state`; keys and values go into `written`."""
-        state, cut = dict(state), False
+        state, cut = dict(state), set[str]()
         for step in steps:
             if cut and step.grad:
-                # The start vectors' own gradient passes straight through the rounds that carry none.
+                # Start vectors of registers that rounds without gradient wrote: theirs passes straight through.
                 for register, name in self.program.starts:
-                    start = self.modules[name]()
-                    state[register] = state[register] + (start - start.detach())
+                    if register in cut:
+                        start = self.modules[name]()
+                        state[register] = state[register] + (start - start.detach())
                 _forget_casts()
-            cut = not step.grad
+            cut = set() if step.grad else cut | set(step.writes)
             with nullcontext() if step.grad else torch.no_grad():
                 y = self._visit(step, state, frame, seq, written)
-            for register in step.writes:
-                state[register] = y
+            state.update(dict.fromkeys(step.writes, y))
         return state
 
     def _visit(self, step: Step, state: Mapping, frame: Frame, seq: Sequence, written: Written) -> Tensor:
@@ -303,12 +302,9 @@ class Executor:
             return self.modules[step.block](x, view, seq.masks(frame.positions, None))
         mask = seq.masks(frame.positions, self.backbone.window(step.block))
         ports = {
-            port: (lambda y, a, port=port: self._mix(step, port, y, a, carried, frame))
-            if step.edges.get(port)
-            else None
-            for port in ("key", "value")
+            p: partial(self._mix, step, p, carried=carried, frame=frame) for p in ("key", "value") if p in step.edges
         }
-        with tapped(self.backbone.ports(step.block, **ports)):
+        with tapped(self.backbone.ports(step.block, ports.get("key"), ports.get("value"))):
             return self.backbone.layer(step.block, x, view, mask, seq.rotary, frame.positions)
 
     def _mix(self, step: Step, port: str, x: Tensor, a: Tensor, carried: dict, frame: Frame) -> Tensor:
@@ -327,6 +323,7 @@ class Executor:
         n = self.program.memories.index(edge.memory)
         key = (n, edge.project, torch.is_grad_enabled())  # what a round without gradient made has none to give
         if key not in frame.carried:
+            assert frame.memory_BSND is not None, "a frame whose steps read the memory has it"
             m = frame.memory_BSND[:, :, n]
             frame.carried[key] = m if edge.project is None else self.modules[edge.project](m)
         return frame.carried[key]
@@ -340,6 +337,5 @@ def _forget_casts():
 def _mask(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
     """Where delay-1 targets mix, `_BS` (None: everywhere)."""
     if not mixed:
-        B, device = seq.x_BTD.shape[0], seq.x_BTD.device
-        return torch.zeros(B, len(positions), dtype=torch.bool, device=device)
+        return torch.zeros(len(seq.x_BTD), len(positions), dtype=torch.bool, device=seq.x_BTD.device)
     return None if seq.memory_mask_BT is None else take(seq.memory_mask_BT, positions)

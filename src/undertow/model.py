@@ -48,12 +48,13 @@ class UndertowConfig(PreTrainedConfig):
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """Sizes of the language model (what Hugging Face tools read): the backbone's config."""
-        return self if self.backbone is None else self.backbone
+        return self.backbone if isinstance(self.backbone, PreTrainedConfig) else self
 
     def methods(self) -> tuple[Method | None, Method | None]:
         """The depth and the time method. Raises ValueError for unknown ones."""
-        return tuple(
-            None if d is None else Method.from_dict(d, k) for d, k in ((self.depth, "depth"), (self.time, "time"))
+        return (
+            None if self.depth is None else Method.from_dict(self.depth, "depth"),
+            None if self.time is None else Method.from_dict(self.time, "time"),
         )
 
 
@@ -101,7 +102,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: UndertowConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        family_of(config.backbone.model_type)
+        family_of(config.get_text_config().model_type)
         self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
         self.view = Backbone(self.backbone)
         depth, time = (m.build(self.view.shape, config.retrofit) if m else Parts() for m in config.methods())
@@ -118,7 +119,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         # Ours initialise themselves and a given backbone is what it is: post_init must not draw again. A backbone built
         # here stays open, since loading must fill in what checkpoints leave out (rotary frequencies).
         for module in (self.undertow if backbone is None else self).modules():
-            module._is_hf_initialized = True
+            module._is_hf_initialized = True  # type: ignore[assignment]  # Hugging Face's own flag
         self.post_init()
 
     # ------------------------------------------------------------------ what Hugging Face asks of a model
@@ -184,7 +185,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: inputs whose shapes do not fit each other, or a cache of another class.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
-        if (input_ids is None) == (inputs_embeds is None):
+        if given is None or (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         B, T = given.shape[:2]
         if past_key_values is not None and not isinstance(past_key_values, UndertowCache):
@@ -206,6 +207,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         seq, documents_BK = self._sequence(input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, cache)
         trace = Executor(self.program, self.view, self.undertow, self.checkpointing).run(seq, schedule)
         if use_cache:
+            assert cache is not None
             memory = None if trace.memory_BTND is None else trace.memory_BTND[:, -1]
             cache.commit(trace.written, memory, documents_BK, T)
 
@@ -294,7 +296,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = UndertowCache(self.program.slots)
 
-    def prepare_inputs_for_generation(self, input_ids, memory_mask: Tensor | None = None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, memory_mask=None, **kwargs):
         """As Hugging Face; `memory_mask` covers the prompt and is extended with ones."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if memory_mask is not None:
@@ -311,6 +313,7 @@ def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
     merged = None
     for readout, part in zip(readouts, parts, strict=True):
         merged = write(merged, part, readout.positions, 1)
+    assert merged is not None, "there is always a read-out"
     return merged
 
 
@@ -357,7 +360,7 @@ def wrap(
     config = UndertowConfig(backbone=model.config, depth=_dict(depth, "depth"), time=_dict(time, "time"), retrofit=True)
     layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in layers:  # the layers' own switch would drop keys and values: ours takes over
-        module.gradient_checkpointing = False
+        module.gradient_checkpointing = False  # type: ignore[assignment]  # Hugging Face's own flag
     ours = UndertowForCausalLM(config, backbone=model)
     parameter = next(model.parameters())
     ours.undertow.to(device=parameter.device, dtype=parameter.dtype)

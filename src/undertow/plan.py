@@ -91,17 +91,15 @@ def unroll(plan: Plan, layers: int, blocks: tuple[str, ...] = (), registers: tup
             slot shared by blocks of which one keeps no keys and values.
     """
     steps: list[Step] = []
-    written, slots = {"h", *registers}, set()
+    written, slots = {"h", *registers}, set[str]()
     for visit, grad in _flatten(plan, True):
         where = f"visit {len(steps)} (block {visit.block!r})"
         known = 0 <= visit.block < layers if isinstance(visit.block, int) else visit.block in (NORM, *blocks)
         if not known:
             raise ValueError(f"{where}: no such block; layers are 0..{layers - 1}, extra blocks {sorted(blocks)}")
-        for register in visit.reads:
-            if register not in written:
-                raise ValueError(
-                    f"{where} reads register {register!r} before it is written; written: {sorted(written)}"
-                )
+        early = [register for register in visit.reads if register not in written]
+        if early:
+            raise ValueError(f"{where} reads register {early[0]!r} before it is written; written: {sorted(written)}")
         slot = visit.slot or f"visit{len(steps)}"
         if visit.read_only and slot not in slots:
             raise ValueError(f"{where} reads slot {slot!r} before it is written; written: {sorted(slots)}")

@@ -54,12 +54,12 @@ class _Run:
 
     def visits(self, steps, state: dict, rows: list[int], m_BSND: Tensor | None, mix_BS: Tensor, kv: dict) -> dict:
         """Run steps on the rows, dense; `kv` maps slots to their buffers and is updated."""
-        state, cut = dict(state), False
+        state, cut = dict(state), set[str]()
         for step in steps:
-            if cut and step.grad:
-                for register, name in self.program.starts:
+            for register, name in self.program.starts:
+                if step.grad and register in cut:
                     state[register] = state[register] + self.modules[name]() - self.modules[name]().detach()
-            cut = not step.grad
+            cut = set() if step.grad else cut | set(step.writes)
             with torch.set_grad_enabled(torch.is_grad_enabled() and step.grad):
                 y = self.visit(step, state, rows, m_BSND, mix_BS, kv)
             state.update(dict.fromkeys(step.writes, y))
@@ -121,22 +121,20 @@ class _Run:
         return self.backbone.head(h if self.program.normed else self.backbone.final_norm(h))
 
 
-def recur(model, input_ids: Tensor, attention_mask=None, position_ids=None, memory_mask=None) -> tuple[Tensor, Tensor]:
-    """The recurrence by definition: `(logits_BTV, memory_BTND)`.
-
-    Token t is computed by a plain pass over tokens 0..t, each given the memory that the token before it left, of which
+def recur(model, input_ids, attention_mask=None, position_ids=None, memory_mask=None) -> tuple[Tensor, Tensor | None]:
+    """The recurrence by definition: `(logits_BTV, memory_BTND)`. Token t is computed by a plain pass over tokens 0..t, each given the memory that the token before it left, of which
     only the last row is new. No cache: everything else is computed again.
     """
     run = _Run(model, input_ids, attention_mask, position_ids, memory_mask)
     B, T, D = run.x.shape
     N = len(run.program.memories)
-    left, rows_out = [], []
+    left, rows_out = list[Tensor](), []
     for t in range(T):
         rows = list(range(t + 1))
         # The newest token's own memory is not known yet; nothing reads it, so zeros stand in for it.
         m = run.entering(torch.stack([*left, run.x.new_zeros(B, N, D)], 1), rows) if N else None
         state = run.visits(run.program.steps, run.start(rows), rows, m, run.mix[:, rows], {})
-        if N:
+        if m is not None:
             left.append(run.leave(state, rows, m, run.mix[:, rows])[:, -1])
         rows_out.append(run.logits(state["h"])[:, -1])
     return torch.stack(rows_out, 1), (torch.stack(left, 1) if N else None)
@@ -153,7 +151,7 @@ def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, pos
         out = run.logits(run.visits(program.steps, run.start(every), every, None, run.mix, {})["h"])
         return out, [(out, every, 1.0)], None
     memory, entered = (run.x.new_zeros(B, T, len(program.memories), D) for _ in range(2))
-    kv, spanned, parts = {}, {}, []
+    kv, spanned, parts = dict[str, tuple](), dict[str, Tensor](), []
     sweeps, change = schedule.resolved(run.x.dtype == torch.float64).sweeps(T), None
     while True:
         try:
@@ -175,10 +173,10 @@ def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, pos
                 old, new = memory[:, rows].detach(), left.detach()
                 change = float(((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max())
             memory, entered = memory.index_copy(1, index, left), entered.index_copy(1, index, m)
-            for r, x in middle.items():
-                spanned[r] = spanned.get(r, x.new_zeros(B, T, D)).index_copy(1, index, x)
             out = run.logits(run.visits(program.tail, middle, rows, m, mix, kv)["h"])
             parts.append((out, rows, s.loss_weight))
+        for r, x in middle.items():  # what the head wrote keeps its gradient
+            spanned[r] = spanned.get(r, x.new_zeros(B, T, D)).index_copy(1, index, x)
         mixed = s.mixed
     if schedule.readout != "each":
         m = run.entering(memory, every) if schedule.readout == "newest" else entered

@@ -39,6 +39,7 @@ class Sweep:
 
 
 Sweeps = Generator[Sweep, float | None, float | None]
+Unmeasured = Generator[Sweep, float | None, None]  # sweeps that never ask for the change of the memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Schedule:
     def readout(self) -> str:
         return "newest"
 
-    adjoint = None  # schedules that know the adjoint gradient declare a field of this name
+    @property
+    def adjoint(self) -> int | None:  # schedules that know the adjoint gradient declare a field of this name
+        return None
 
     def sweeps(self, T: int) -> Sweeps:
         """Yield the sweeps over T positions; may return the last measured change of the memory."""
@@ -78,18 +81,8 @@ class Schedule:
         value = getattr(self, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not ((optional and value is None) or (whole and value >= least)):
-            also = " or None" if optional else ""
-            raise ValueError(
-                f"{type(self).__name__} {name}={value!r}: must be a whole number of at least {least}{also}"
-            )
-
-    def _need_last_if_cut(self):
-        if self.adjoint is not None and self.loss != "last":
-            raise ValueError(f"{type(self).__name__} adjoint={self.adjoint} needs loss='last', not {self.loss!r}")
-        if self.adjoint is not None and self.backward is not None:
-            raise ValueError(
-                f"{type(self).__name__}: adjoint={self.adjoint} and backward={self.backward} exclude each other"
-            )
+            what = f"a whole number of at least {least}" + (" or None" if optional else "")
+            raise ValueError(f"{type(self).__name__} {name}={value!r}: must be {what}")
 
 
 def strided(T: int, S: int) -> Iterator[range]:
@@ -99,23 +92,31 @@ def strided(T: int, S: int) -> Iterator[range]:
 
 def _weights(loss: str | tuple[float, ...], count: int, who: str) -> list[float]:
     """Weights of `count` sweeps, normalised to sum 1."""
-    if loss == "mean":
+    if isinstance(loss, str):  # "mean"
         return [1 / count] * count
     if len(loss) != count:
         raise ValueError(f"{who} loss has {len(loss)} weights: it needs {count}, one a sweep")
     return [w / sum(loss) for w in loss]
 
 
-def _check_loss(schedule: Schedule, words: tuple[str, ...], weights: bool):
+def _check_loss(schedule: Jacobi | Interleaved | Cyclic, words: tuple[str, ...], weights: bool):
     loss = schedule.loss
     if loss in words:
         return
-    listed = isinstance(loss, list | tuple) and all(isinstance(w, int | float) and w >= 0 for w in loss)
-    if weights and listed and sum(loss) > 0:
-        object.__setattr__(schedule, "loss", tuple(loss))
+    listed = loss if isinstance(loss, list | tuple) else ()
+    if weights and all(isinstance(w, int | float) and w >= 0 for w in listed) and sum(listed) > 0:
+        object.__setattr__(schedule, "loss", tuple(listed))
         return
     also = " or non-negative weights, one a sweep" if weights else ""
     raise ValueError(f"{type(schedule).__name__} loss={loss!r}: allowed are {words}{also}")
+
+
+def _check_adjoint(schedule: Jacobi | Cyclic):
+    who, adjoint, loss, backward = type(schedule).__name__, schedule.adjoint, schedule.loss, schedule.backward
+    if adjoint is not None and loss != "last":
+        raise ValueError(f"{who} adjoint={adjoint} needs loss='last', not {loss!r}")
+    if adjoint is not None and backward is not None:
+        raise ValueError(f"{who}: adjoint={adjoint} and backward={backward} exclude each other")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Sequential(Schedule):
     def readout(self) -> str:
         return "read"
 
-    def sweeps(self, T: int) -> Sweeps:
+    def sweeps(self, T: int) -> Unmeasured:
         for t in range(T):
             yield Sweep(range(t, t + 1))
 
@@ -161,7 +162,7 @@ class Jacobi(Schedule):
             raise ValueError(f"Jacobi start={self.start!r}: allowed are ('zero', 'unmixed')")
         if isinstance(self.loss, tuple):
             _weights(self.loss, self.K + 1, "Jacobi")
-        self._need_last_if_cut()
+        _check_adjoint(self)
         if self.adjoint is not None and self.K == 0:
             raise ValueError(
                 f"Jacobi K=0, adjoint={self.adjoint}: the live pass is the last of K+1; K must be at least 1"
@@ -171,7 +172,7 @@ class Jacobi(Schedule):
     def readout(self) -> str:
         return "read" if self.loss == "last" else "each"
 
-    def sweeps(self, T: int) -> Sweeps:
+    def sweeps(self, T: int) -> Unmeasured:
         weights = [0.0] * self.K + [1.0] if self.loss == "last" else _weights(self.loss, self.K + 1, "Jacobi")
         for k in range(self.K + 1 if self.adjoint is None else self.K):
             live = self.adjoint is None and (self.backward is None or self.K - k <= self.backward)
@@ -201,7 +202,7 @@ class Interleaved(Schedule):
     def readout(self) -> str:
         return "each"
 
-    def sweeps(self, T: int) -> Sweeps:
+    def sweeps(self, T: int) -> Unmeasured:
         subsets = list(strided(T, self.S))
         weights = _weights(self.loss, 1 + len(subsets), "Interleaved")
         yield Sweep(range(T), weights[0])
@@ -213,8 +214,8 @@ class Interleaved(Schedule):
 class Cyclic(Schedule):
     """All positions with zero memory, then n rounds over the G strided subsets (Gauss-Seidel).
 
-    Positions 0..nG-1 are exact; all are when nG >= T; in practice far sooner. Costs n+1 passes of the span (one more
-    with `adjoint`, which is the recommended way to train: the true recurrence with its true gradient).
+    Positions 0..nG-1 are exact; all are when nG >= T; in practice far sooner. Costs n+1 passes of the span, one more
+    with `adjoint`: the recommended way to train, the true recurrence with its true gradient.
 
     Args:
         G, n: number of subsets and of rounds.
@@ -235,9 +236,9 @@ class Cyclic(Schedule):
         self._need("backward", 0, optional=True)
         self._need("adjoint", 0, optional=True)
         _check_loss(self, ("last",), weights=False)
-        self._need_last_if_cut()
+        _check_adjoint(self)
 
-    def sweeps(self, T: int) -> Sweeps:
+    def sweeps(self, T: int) -> Unmeasured:
         live = self.adjoint is None
         yield Sweep(range(T), grad=live and (self.backward is None or self.backward > self.n))
         for i in range(self.n):
@@ -263,7 +264,7 @@ class Chunked(Schedule):
     def readout(self) -> str:
         return "read"
 
-    def sweeps(self, T: int) -> Sweeps:
+    def sweeps(self, T: int) -> Unmeasured:
         for t in range(0, T, self.C):
             yield Sweep(range(t, min(t + self.C, T)), border=True)
 
@@ -296,12 +297,15 @@ class Converge(Schedule):
     def sweeps(self, T: int) -> Sweeps:
         live = self.adjoint is None
         yield Sweep(range(T), grad=live)
+        assert self.tol is not None, "resolved() fills it in"
         exact, moved = ceil(T / self.G), 0.0
         rounds = min(exact, self.max_sweeps or exact)
         for _ in range(rounds):
             moved = 0.0
             for positions in strided(T, self.G):
-                moved = max(moved, (yield Sweep(positions, grad=live, measure=True)))
+                change = yield Sweep(positions, grad=live, measure=True)
+                assert change is not None, "it was asked for"
+                moved = max(moved, change)
             if moved <= self.tol:
                 return moved
         if rounds == exact:

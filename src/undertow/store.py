@@ -22,6 +22,7 @@ def write(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Ten
         return new if buffer is None else torch.cat([buffer, new], dim)
     if positions.step == 1 and positions.start == 0 and len(positions) == held:
         return new
+    assert buffer is not None, "the first positions written are a block from 0"
     return torch.slice_scatter(buffer, new, dim, positions.start, positions.stop, positions.step)
 
 
@@ -41,8 +42,7 @@ class View:
         positions: the positions the visit computes.
         shares: only read the slot, and discard the visit's own keys and values.
 
-    After the call, `current` is the new buffer and `full` the keys and values of past and present together, where the
-    visit made them (all positions at once).
+    After the call, `current` is the new buffer and `full` past and present together, where there is a past.
     """
 
     def __init__(self, past: KV | None, current: KV | None, positions: range, shares: bool):
@@ -52,18 +52,16 @@ class View:
     def update(self, k_BGSE: Tensor, v_BGSE: Tensor, *args, **kwargs) -> KV:
         """Put these keys and values at the visit's positions; return all that its queries may see."""
         if not self.shares:
-            old = self.current or (None, None)
-            self.current = tuple(
-                write(b, new, self.positions, dim=2) for b, new in zip(old, (k_BGSE, v_BGSE), strict=True)
-            )
+            k, v = self.current or (None, None)
+            self.current = write(k, k_BGSE, self.positions, dim=2), write(v, v_BGSE, self.positions, dim=2)
+        assert self.current is not None, "a slot is written before it is shared"
         k, v = self.current
         if self.positions.step == 1 and self.positions.stop < k.shape[2]:  # a block: nothing after it is visible
             k, v = k[:, :, : self.positions.stop], v[:, :, : self.positions.stop]
         if self.past is None:
             return k, v
-        k, v = torch.cat([self.past[0], k], 2), torch.cat([self.past[1], v], 2)
-        self.full = (k, v)
-        return k, v
+        self.full = torch.cat([self.past[0], k], 2), torch.cat([self.past[1], v], 2)
+        return self.full
 
 
 class Masks:
@@ -106,6 +104,9 @@ class Masks:
 class Slot(DynamicLayer):
     """Keys and values of one slot, `k_BGTE`. Sliding-window layers keep all of them and mask: cropping stays exact."""
 
+    keys: Tensor
+    values: Tensor
+
     def set(self, keys: Tensor, values: Tensor):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
@@ -119,6 +120,8 @@ class UndertowCache(Cache):
     memory with the keys and values. `memory_BND` is what the newest token left behind; `documents_BT` names the
     document of every cached token (0: pad) and is None while there is one document and no pad.
     """
+
+    layers: list[Slot]  # type: ignore[assignment]  # Hugging Face lists a union of all its layer classes
 
     def __init__(self, slots: tuple[str, ...]):
         super().__init__(layers=[Slot() for _ in slots])
@@ -140,10 +143,10 @@ class UndertowCache(Cache):
         """Take over what a call computed for `length` more tokens."""
         past = self.past()
         for slot, layer in zip(self.slots, self.layers, strict=True):
-            current, full = written[slot]
+            (k, v), full = written[slot]
             if past and full is None:
-                full = tuple(torch.cat([p, c], 2) for p, c in zip(past[slot], current, strict=True))
-            layer.set(*(full or current))
+                full = torch.cat([past[slot][0], k], 2), torch.cat([past[slot][1], v], 2)
+            layer.set(*(full or (k, v)))
         self.memory_BND, self.documents_BT = memory_BND, documents_BT
         self.length += length
 
@@ -151,7 +154,7 @@ class UndertowCache(Cache):
         self.memory_BND = None if self.memory_BND is None else change(self.memory_BND)
         self.documents_BT = None if self.documents_BT is None else change(self.documents_BT)
 
-    def reorder_cache(self, beam_idx: Tensor):
+    def reorder_cache(self, beam_idx: torch.LongTensor):
         super().reorder_cache(beam_idx)
         self._move(lambda x: x.index_select(0, beam_idx.to(x.device)))
 

@@ -130,7 +130,7 @@ class Backbone:
 
     def layer(self, index: int, x_BSD: Tensor, view: View, mask: Tensor | None, rotary, positions: range) -> Tensor:
         """One layer, called as Hugging Face calls it."""
-        keywords = {self.family.cache: view, "attention_mask": mask}
+        keywords: dict[str, object] = {self.family.cache: view, "attention_mask": mask}
         if rotary is not None:
             keywords["position_embeddings"] = tuple(take(x, positions) for x in rotary)
         return self.layers[index](x_BSD, **keywords)

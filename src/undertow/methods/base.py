@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from undertow.registry import from_mapping
 
@@ -76,7 +76,17 @@ class Method:
             raise ValueError(f"{type(self).__name__} {name}={value!r}: must be a whole number{bound}")
 
 
-def span_of(method: Method, shape: Shape) -> tuple[int, int]:
+class Spanning(Protocol):
+    """A method over the layers start..end."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+def span_of(method: Spanning, shape: Shape) -> tuple[int, int]:
     """`method.start..method.end` as layer numbers, both inclusive. Raises ValueError if start comes after end."""
     start, end = shape.layer(method.start, "start"), shape.layer(method.end, "end")
     if start > end:

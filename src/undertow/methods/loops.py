@@ -12,13 +12,13 @@ from typing import ClassVar
 from undertow.edges import Edge
 from undertow.methods.base import Method, Parts, span_of
 from undertow.mixers import Add, Scaled
-from undertow.plan import EMBED, Loop, Visit
+from undertow.plan import EMBED, Loop, Plan, Visit
 
 
 def _looped(start: int, end: int, layers: int, times: int, inject: bool, retrofit: bool) -> Parts:
     """Layers start..end `times` over; injection adds what entered the loop to every round but the first."""
     core = tuple(Visit(i) for i in range(start, end + 1))
-    plan = (*(Visit(i) for i in range(start)), Loop(core, times), *(Visit(i) for i in range(end + 1, layers)))
+    plan: Plan = (*(Visit(i) for i in range(start)), Loop(core, times), *(Visit(i) for i in range(end + 1, layers)))
     if not inject or times == 1:
         return Parts(plan=plan)
     source = EMBED if start == 0 else start - 1
