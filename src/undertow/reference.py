@@ -122,8 +122,10 @@ class _Run:
 
 
 def recur(model, input_ids, attention_mask=None, position_ids=None, memory_mask=None) -> tuple[Tensor, Tensor | None]:
-    """The recurrence by definition: `(logits_BTV, memory_BTND)`. Token t is computed by a plain pass over tokens 0..t, each given the memory that the token before it left, of which
-    only the last row is new. No cache: everything else is computed again.
+    """The recurrence by definition: `(logits_BTV, memory_BTND)`.
+
+    Token t is a plain pass over tokens 0..t, each given the memory the token before it left; only its last row is new.
+    No cache: everything else is computed again.
     """
     run = _Run(model, input_ids, attention_mask, position_ids, memory_mask)
     B, T, D = run.x.shape
