@@ -297,14 +297,13 @@ class Converge(Schedule):
     def sweeps(self, T: int) -> Sweeps:
         live = self.adjoint is None
         yield Sweep(range(T), grad=live)
-        assert self.tol is not None, "resolved() fills it in"
         exact, moved = ceil(T / self.G), 0.0
         rounds = min(exact, self.max_sweeps or exact)
         for _ in range(rounds):
             moved = 0.0
             for positions in strided(T, self.G):
                 change = yield Sweep(positions, grad=live, measure=True)
-                assert change is not None, "it was asked for"
+                assert change is not None and self.tol is not None, "it was asked for, and resolved() filled it in"
                 moved = max(moved, change)
             if moved <= self.tol:
                 return moved
