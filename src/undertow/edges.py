@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from undertow.plan import EMBED, NORM, Block, Plan, Step, unroll
+from undertow.plan import EMBED, NORM, Block, Plan, Step, Visit, unroll
 
 PORTS = ("input", "key", "value", "output")
 VISITS = ("first", "later", "last", "all")
@@ -61,6 +61,7 @@ class Program:
         memories: `(source, norm, carry)` of each memory; its index is N in `M_BTND`.
         kept: registers written in the span that the tail or a memory reads: one buffer each.
         starts: register -> name of the module that holds its learned start vector.
+        watch: a block whose last output every read-out hands on (None: none).
     """
 
     head: tuple[Step, ...]
@@ -69,6 +70,7 @@ class Program:
     memories: tuple[tuple[Block, bool, str | None], ...]
     kept: tuple[str, ...]
     starts: tuple[tuple[str, str], ...] = ()
+    watch: Block | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -82,7 +84,12 @@ class Program:
     @property
     def slots(self) -> tuple[str, ...]:
         """Slots in order of their first visit: one entry of the generation cache each."""
-        return tuple(step.slot for step in self.steps if not step.shares and step.block != NORM)
+        return tuple(step.slot for step in self.steps if step.slot and not step.shares and step.block != NORM)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no visit can attend to later positions, whatever prefix a caller marks."""
+        return not any(step.prefix for step in self.steps)
 
     def reads_memory(self, steps: tuple[Step, ...]) -> bool:
         return any(edge.delay == 1 for step in steps for edges in step.edges.values() for edge in edges)
@@ -101,28 +108,42 @@ def _targets(edge: Edge, steps: list[Step]) -> list[int]:
 
 
 def compile_program(
-    plan: Plan, edges: tuple[Edge, ...], layers: int, blocks: tuple[str, ...] = (), starts: dict[str, str] | None = None
+    plan: Plan,
+    edges: tuple[Edge, ...],
+    layers: int,
+    blocks: tuple[str, ...] = (),
+    starts: dict[str, str] | None = None,
+    watch: Block | None = None,
 ) -> Program:
     """Unroll the plan, hang the edges on its steps, and find the span.
 
     The span runs from the earliest delay-1 target to the latest delay-1 source: nothing else can change from sweep to
-    sweep. Targets after the latest source lie in the tail and need no sweep.
+    sweep. Targets after the latest source lie in the tail and need no sweep. An edge from the final norm appends a
+    visit of it to a plan that has none.
 
     Raises:
         ValueError: a source or target that the plan never visits, a delay-0 edge whose source comes after its target,
-            and whatever `unroll` raises.
+            a bidirectional prefix together with a delay-1 edge, and whatever `unroll` raises.
     """
     starts = starts or {}
     steps = unroll(plan, layers, blocks, tuple(starts))
+    if any(edge.source == NORM for edge in edges) and all(step.block != NORM for step in steps):
+        steps = unroll((*plan, Visit(NORM)), layers, blocks, tuple(starts))
     for edge in edges:
         if edge.source != EMBED and all(step.block != edge.source for step in steps):
             raise ValueError(f"edge source {edge.source!r} is never visited by the plan; layers are 0..{layers - 1}")
-    sources = {edge.source for edge in edges} - {EMBED}
+    if watch is not None and all(step.block != watch for step in steps):
+        raise ValueError(f"watch={watch!r} is never visited by the plan; layers are 0..{layers - 1}")
+    sources = ({edge.source for edge in edges} | {watch}) - {EMBED, None}
     steps = [
         replace(s, writes=tuple(dict.fromkeys((*s.writes, output_of(s.block))))) if s.block in sources else s
         for s in steps
     ]
     memories = tuple(dict.fromkeys(edge.memory for edge in edges if edge.delay == 1))
+    if memories and any(step.prefix for step in steps):
+        raise ValueError(
+            "a bidirectional prefix and a state carried over time exclude each other: a prefix has no order"
+        )
 
     last_source = max([s.index for s in steps if s.block in {m[0] for m in memories}], default=-1)
     begin = end = last_source + 1
@@ -141,5 +162,6 @@ def compile_program(
     head, span, tail = tuple(steps[:begin]), tuple(steps[begin:end]), tuple(steps[end:])
     used = {"h", *(output_of(m[0]) for m in memories), *(r for s in tail for r in s.reads)}
     used |= {output_of(e.source) for s in tail for es in s.edges.values() for e in es if e.delay == 0}
+    used |= {r for s in tail for r in s.inject} | (set() if watch is None else {output_of(watch)})
     kept = tuple(dict.fromkeys(r for s in span for r in s.writes if r in used))
-    return Program(head, span, tail, memories, kept, tuple(starts.items()))
+    return Program(head, span, tail, memories, kept, tuple(starts.items()), watch)

@@ -7,22 +7,24 @@ and writes states, keys, values and memory into their buffers. What the schedule
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from undertow.backbone.adapter import Backbone, tapped
+from undertow.adjoint import Unsolved, live_pass
+from undertow.agree import largest
+from undertow.backbone.adapter import Backbone, Context, tapped
 from undertow.edges import Edge, Program, output_of
 from undertow.plan import EMBED, NORM, Step
 from undertow.schedules import Jacobi, Schedule, Sweep
-from undertow.store import KV, Masks, View, Written, take, write
+from undertow.store import KV, Filled, Masks, View, Written, take, write
 
 NORM_EPS = 1e-6  # of the weightless RMS norm a memory may carry
 MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
@@ -33,7 +35,7 @@ class Sequence:
     """What stays the same during a forward.
 
     Attributes:
-        x_BTD: embeddings; `rotary`: cosines and sines over the T positions, or None.
+        x_BTD: embeddings; `context`: what layers get beside the states (see `Backbone.context`).
         masks: see `Masks`; `past`: slot -> keys and values before this call.
         entry_BND: the memory left by the token before the first (zeros at the start of a text).
         real_BT: False at pads, which leave zero memory (None: no pads).
@@ -42,7 +44,7 @@ class Sequence:
     """
 
     x_BTD: Tensor
-    rotary: tuple[Tensor, Tensor] | None
+    context: Context
     masks: Masks
     past: Mapping[str, KV]
     entry_BND: Tensor
@@ -63,26 +65,32 @@ class Frame:
     memory_BSND: Tensor | None
     mask_BS: Tensor | None
     carried: dict[tuple, Tensor] = field(default_factory=dict)  # projected memories, made once per sweep
+    entered: dict[int, tuple] | None = None  # step -> its input and what edges brought it, if a refresh needs them
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Normed states `h_BSD` of one read-out, the positions they belong to, and the weight of their loss."""
+    """Normed states `h_BSD` of one read-out, their positions, the weight of their loss, and what is watched."""
 
     h_BSD: Tensor
     positions: range
     weight: float
+    watched_BSD: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a schedule computed. `passes`: cost of the sweeps in passes of the span over all positions."""
+    """What a schedule computed. `passes`: cost of the sweeps in passes of the span over all positions.
+
+    `rounds_BT`: how many rounds of a loop each token took, where a rule decided.
+    """
 
     readouts: tuple[Readout, ...]
     memory_BTND: Tensor | None
     written: Written
     passes: float
     residual: float | None
+    rounds_BT: Tensor | None = None
 
 
 def shifted(memory_BTND: Tensor | None, seq: Sequence, positions: range) -> Tensor:
@@ -107,39 +115,7 @@ def moved(new_BSND: Tensor, old_BSND: Tensor, agree: bool) -> float:
     """
     new, old = new_BSND.detach(), old_BSND.detach()
     change = ((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max()
-    if agree and dist.is_available() and dist.is_initialized():
-        dist.all_reduce(change, op=dist.ReduceOp.MAX)
-    return float(change)
-
-
-class Adjoint(torch.autograd.Function):
-    """The gradient of the recurrence at its solution, from one live pass.
-
-    Forward is the identity. Backward: with g the cotangent of that pass's outputs, r the memory it read and S m the
-    shifted memory it left, v_1 = (d out / d r)^T g, v_{j+1} = (d S m / d r)^T v_j, and v_1 + .. + v_k is handed to S m
-    beside g. At convergence this equals k+1 live Jacobi sweeps. Needs a map that contracts; see `undertow check`.
-    """
-
-    @staticmethod
-    def forward(ctx, k: int, r: Tensor, shifted_m: Tensor, *outs: Tensor):
-        ctx.k = k
-        ctx.save_for_backward(r, shifted_m, *outs)
-        return (r.view_as(r), *(o.view_as(o) for o in outs))
-
-    @staticmethod
-    def backward(ctx, g_r, *g_outs):
-        r, shifted_m, *outs = ctx.saved_tensors
-        if ctx.k == 0:
-            return (None, None, None, *g_outs)
-        v = torch.autograd.grad(outs, r, g_outs, retain_graph=True, allow_unused=True)[0]
-        v = g_r if v is None else v + g_r
-        total = v
-        for _ in range(ctx.k - 1):
-            v = torch.autograd.grad(shifted_m, r, v, retain_graph=True, allow_unused=True)[0]
-            if v is None:  # the memory does not depend on what was read: no recurrence, nothing further back
-                break
-            total = total + v
-        return (None, None, total, *g_outs)
+    return largest(change, agree)
 
 
 class Executor:
@@ -160,7 +136,7 @@ class Executor:
     def run(self, seq: Sequence, schedule: Schedule) -> Trace:
         """Compute the whole sequence by `schedule`. With no delay-1 edge every schedule is one sweep."""
         program, everywhere = self.program, seq.everywhere
-        schedule = schedule.resolved(double=seq.x_BTD.dtype == torch.float64)
+        schedule = schedule.resolved(double=seq.x_BTD.dtype == torch.float64, training=torch.is_grad_enabled())
         if not program.memories:
             schedule = Jacobi(0)
         live, training = schedule.adjoint is None, torch.is_grad_enabled()
@@ -168,14 +144,20 @@ class Executor:
         state = {"h": seq.x_BTD, output_of(EMBED): seq.x_BTD}
         state |= {register: self.modules[name]().expand_as(seq.x_BTD) for register, name in program.starts}
         written: Written = {}
-        state = self._steps(program.head, state, Frame(everywhere, None, None), seq, written)
+        state = self.steps(program.head, state, Frame(everywhere, None, None), seq, written)
 
         memory, entered, spanned = None, None, dict[str, Tensor]()  # buffers over all positions
         readouts, passes, residual = [], 0.0, None
         mixed, dead = True, False
         sweeps = schedule.sweeps(len(everywhere))
         sweep: Sweep | None = next(sweeps)
+        first: Frame | None = None  # of the first sweep, whose keys and values a refresh renews
         while sweep is not None:
+            if sweep.refresh:
+                assert first is not None, "a refresh comes after a sweep over all positions"
+                self._refresh(first, self._frame(memory, sweep, seq), seq, written)
+                sweep = next(sweeps)
+                continue
             positions, mixed = sweep.positions, sweep.mixed
             passes += len(positions) / len(everywhere)
             if dead and sweep.grad:
@@ -183,9 +165,11 @@ class Executor:
             dead = not (sweep.grad and live)
             with torch.no_grad() if dead else nullcontext():
                 frame = self._frame(memory, sweep, seq)
+                if schedule.refresh and first is None:
+                    first = frame = replace(frame, entered={})
                 rows = {r: take(x, positions) for r, x in state.items()}
-                rows = self._steps(program.span, rows, frame, seq, written)
-                left = self._leave(rows, frame, seq) if program.memories else None
+                rows = self.steps(program.span, rows, frame, seq, written)
+                left = self.leave(rows, frame, seq) if program.memories else None
                 for register in program.kept:
                     spanned[register] = write(spanned.get(register), rows[register], positions, 1)
                 change = None
@@ -205,28 +189,18 @@ class Executor:
         if schedule.adjoint is not None:
             passes += 1
             _forget_casts()
-            frame, memory, spanned = self._live_pass(schedule.adjoint, memory, state, seq, written)
+            assert memory is not None
+            try:
+                frame, memory, spanned = live_pass(self, schedule, memory, state, seq, written)
+            except Unsolved as why:
+                warnings.warn(f"{schedule}: {why}, so its gradient is taken by live sweeps instead", stacklevel=2)
+                return self.run(seq, replace(schedule, adjoint=None))  # type: ignore[call-arg]  # a field of those with one
         elif schedule.readout != "each":
             m = shifted(memory, seq, everywhere) if tail_reads and schedule.readout == "newest" else entered
-            frame = Frame(everywhere, m, _mask(seq, everywhere, mixed))
+            frame = Frame(everywhere, m, mixed_where(seq, everywhere, mixed))
         if schedule.readout != "each":
             readouts.append(self._read_out(state | spanned, frame, seq, written, 1.0))
         return Trace(tuple(readouts), memory, written, passes, residual)
-
-    def _live_pass(self, k: int, memory: Tensor | None, state: dict, seq: Sequence, written: Written):
-        """One parallel pass from the solved memory, with the adjoint hung into its backward."""
-        positions = seq.everywhere
-        r = shifted(memory, seq, positions).detach()
-        grad = torch.is_grad_enabled()
-        frame = Frame(positions, r.requires_grad_() if grad else r, _mask(seq, positions, True))
-        rows = self._steps(self.program.span, state, frame, seq, written)
-        left = self._leave(rows, frame, seq)
-        spanned = {register: rows[register] for register in self.program.kept}
-        if grad and left.requires_grad:
-            r, *outs = Adjoint.apply(k, r, shifted(left, seq, positions), *spanned.values())
-            frame = replace(frame, memory_BSND=r, carried={})
-            spanned = dict(zip(spanned, outs, strict=True))
-        return frame, left, spanned
 
     # ------------------------------------------------------------------ one sweep
 
@@ -234,9 +208,9 @@ class Executor:
         m = shifted(memory, seq, sweep.positions) if self.program.memories else None
         if m is not None and sweep.border:
             m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
-        return Frame(sweep.positions, m, _mask(seq, sweep.positions, sweep.mixed))
+        return Frame(sweep.positions, m, mixed_where(seq, sweep.positions, sweep.mixed))
 
-    def _leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor:
+    def leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor:
         """The memories these positions leave behind, `M_BSND`."""
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
@@ -252,12 +226,33 @@ class Executor:
         return m_BSND if seq.real_BT is None else m_BSND * take(seq.real_BT, frame.positions)[..., None, None]
 
     def _read_out(self, state: dict, frame: Frame, seq: Sequence, written: Written, weight: float) -> Readout:
-        h_BSD = self._steps(self.program.tail, state, frame, seq, written)["h"]
-        return Readout(h_BSD if self.program.normed else self.backbone.final_norm(h_BSD), frame.positions, weight)
+        state, watch = self.steps(self.program.tail, state, frame, seq, written), self.program.watch
+        h_BSD = state["h"] if self.program.normed else self.backbone.final_norm(state["h"])
+        return Readout(h_BSD, frame.positions, weight, None if watch is None else state[output_of(watch)])
+
+    def _refresh(self, first: Frame, frame: Frame, seq: Sequence, written: Written):
+        """Renew what the memory adds to the keys and values at the frame's positions (LRT's kv-refresh).
+
+        All else that made them, gates and inputs included, stays what it was in the first sweep.
+        """
+        assert first.entered is not None
+        for step in self.program.span + self.program.tail:
+            edges = [e for port in ("key", "value") for e in step.edges.get(port, ()) if e.delay == 1]
+            if not edges:
+                continue
+            x, carried = first.entered[step.index]
+            carried = {edge: take(m, frame.positions) for edge, m in carried.items()}
+            carried |= {edge: self._carried(edge, {}, frame) for edge in edges}
+            x = self._around(step, "input", take(x, frame.positions), carried, frame)
+            view = View(None, written[step.slot][0], frame.positions, shares=False, only=True)
+            with suppress(Filled):
+                self._block(step, x, None, view, carried, frame, seq)
+            assert view.current is not None
+            written[step.slot] = (view.current, None)
 
     # ------------------------------------------------------------------ one visit
 
-    def _steps(self, steps: tuple[Step, ...], state: Mapping, frame: Frame, seq: Sequence, written: Written) -> dict:
+    def steps(self, steps: tuple[Step, ...], state: Mapping, frame: Frame, seq: Sequence, written: Written) -> dict:
         """Run steps on the rows of `state`; keys and values go into `written`."""
         state, cut = dict(state), set[str]()
         for step in steps:
@@ -279,13 +274,16 @@ class Executor:
         for register in step.reads[1:]:
             x = x + state[register]
         carried = {edge: self._carried(edge, state, frame) for edges in step.edges.values() for edge in edges}
+        injected = sum((state[r] for r in step.inject[1:]), state[step.inject[0]]) if step.inject else None
         past, (current, _) = seq.past.get(step.slot), written.get(step.slot, (None, None))
+        if frame.entered is not None:
+            frame.entered[step.index] = (x, carried)
 
         def call(x: Tensor) -> tuple[Tensor, KV | None, KV | None]:
             view = View(past, current, frame.positions, step.shares)
-            x = self._mix(step, "input", x, x, carried, frame)
-            y = self._block(step, x, view, carried, frame, seq)
-            return self._mix(step, "output", y, y, carried, frame), view.current, view.full
+            x = self._around(step, "input", x, carried, frame)
+            y = self._block(step, x, injected, view, carried, frame, seq)
+            return self._around(step, "output", y, carried, frame), view.current, view.full
 
         if self.checkpoint and torch.is_grad_enabled():
             y, current, full = checkpoint(call, x, use_reentrant=False)
@@ -295,17 +293,27 @@ class Executor:
             written[step.slot] = (current, full if len(frame.positions) == len(seq.everywhere) else None)
         return y
 
-    def _block(self, step: Step, x: Tensor, view: View, carried: dict, frame: Frame, seq: Sequence) -> Tensor:
+    def _block(
+        self, step: Step, x: Tensor, injected: Tensor | None, view: View, carried: dict, frame: Frame, seq: Sequence
+    ) -> Tensor:
         if step.block == NORM:
             return self.backbone.final_norm(x)
         if isinstance(step.block, str):
-            return self.modules[step.block](x, view, seq.masks(frame.positions, None))
+            mask = seq.masks(frame.positions, None, step.prefix)
+            return self.modules[step.block](x, view, mask, *(() if injected is None else (injected,)))
         mask = seq.masks(frame.positions, self.backbone.window(step.block))
         ports = {
-            p: partial(self._mix, step, p, carried=carried, frame=frame) for p in ("key", "value") if p in step.edges
+            port: partial(self._mix, step, port, carried=carried, frame=frame)
+            for port in step.edges
+            if self.backbone.tap(port) is not None
         }
-        with tapped(self.backbone.ports(step.block, ports.get("key"), ports.get("value"))):
-            return self.backbone.layer(step.block, x, view, mask, seq.rotary, frame.positions)
+        with tapped(self.backbone.ports(step.block, ports)):
+            return self.backbone.layer(step.block, x, view, mask, seq.context, frame.positions, step.repeat)
+
+    def _around(self, step: Step, port: str, x: Tensor, carried: dict, frame: Frame) -> Tensor:
+        """Mix into what a block is called with or returns, unless the port lies inside the block."""
+        inside = isinstance(step.block, int) and self.backbone.tap(port) is not None
+        return x if inside else self._mix(step, port, x, x, carried, frame)
 
     def _mix(self, step: Step, port: str, x: Tensor, a: Tensor, carried: dict, frame: Frame) -> Tensor:
         for edge in step.edges.get(port, ()):
@@ -334,7 +342,7 @@ def _forget_casts():
     torch.clear_autocast_cache()
 
 
-def _mask(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
+def mixed_where(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
     """Where delay-1 targets mix, `_BS` (None: everywhere)."""
     if not mixed:
         return torch.zeros(len(seq.x_BTD), len(positions), dtype=torch.bool, device=seq.x_BTD.device)

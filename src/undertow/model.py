@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,51 +12,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.utils import ModelOutput
 
 from undertow.backbone import Backbone, family_of
+from undertow.cache import UndertowCache
+from undertow.config import UndertowConfig
 from undertow.edges import Program, compile_program
-from undertow.execute import Executor, Readout, Sequence, Trace
+from undertow.execute import Executor, Readout, Trace
+from undertow.future import FutureHeads
+from undertow.inputs import sequence
 from undertow.methods.base import Method, Parts
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
-from undertow.store import Masks, UndertowCache, take, write
+from undertow.store import take, write
+
+if TYPE_CHECKING:
+    from undertow.exits import Exit
 
 __all__ = ["UndertowConfig", "UndertowForCausalLM", "UndertowOutput", "from_scratch", "wrap"]
-
-
-class UndertowConfig(PreTrainedConfig):
-    """A backbone's config and the methods on it. The schedule is a run-time choice and not part of it.
-
-    Args:
-        backbone: config of the backbone (or its dict, with `model_type`).
-        depth, time: methods as `{"method": name, **fields}`, or None.
-        retrofit: whether mixers are built to start as the identity (`wrap`) or as published (`from_scratch`).
-    """
-
-    model_type = "undertow"
-    sub_configs = {"backbone": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values", "sweep_losses", "memory", "residual", "passes"]
-
-    backbone: dict | PreTrainedConfig | None = None
-    depth: dict | None = None
-    time: dict | None = None
-    retrofit: bool = False
-
-    def __post_init__(self, **kwargs):
-        if isinstance(self.backbone, dict):
-            self.backbone = AutoConfig.for_model(**self.backbone)
-        if self.backbone is not None:  # Hugging Face hands the outer choice of attention down to the backbone
-            kwargs.setdefault("attn_implementation", self.backbone._attn_implementation)
-        super().__post_init__(**kwargs)
-
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
-        """Sizes of the language model (what Hugging Face tools read): the backbone's config."""
-        return self.backbone if isinstance(self.backbone, PreTrainedConfig) else self
-
-    def methods(self) -> tuple[Method | None, Method | None]:
-        """The depth and the time method. Raises ValueError for unknown ones."""
-        return (
-            None if self.depth is None else Method.from_dict(self.depth, "depth"),
-            None if self.time is None else Method.from_dict(self.time, "time"),
-        )
 
 
 @dataclass
@@ -70,6 +41,8 @@ class UndertowOutput(ModelOutput):
         memory: what each token left behind, `_BTD` (`_BTND` with N > 1 sources), None without a delay-1 edge.
         residual: of `Converge`, the relative change of the memory in the last round.
         passes: cost of the sweeps, in passes of the span over all positions.
+        future_losses: one loss a future-token head, if the model has them and labels were given.
+        rounds: `_BT`, the rounds every token took under an exit rule.
     """
 
     loss: Tensor | None = None
@@ -79,6 +52,8 @@ class UndertowOutput(ModelOutput):
     memory: Tensor | None = None
     residual: float | None = None
     passes: float | None = None
+    future_losses: Tensor | None = None
+    rounds: Tensor | None = None
 
 
 class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
@@ -105,22 +80,53 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         family_of(config.get_text_config().model_type)
         self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
         self.view = Backbone(self.backbone)
-        depth, time = (m.build(self.view.shape, config.retrofit) if m else Parts() for m in config.methods())
-        self.undertow = nn.ModuleDict({**depth.modules, **time.modules})
-        self.program: Program = compile_program(
-            depth.plan or each_layer_once(self.view.shape.layers),
-            (*depth.edges, *time.edges),
-            self.view.shape.layers,
-            blocks=(*depth.blocks, *time.blocks),
-            starts={**depth.starts, **time.starts},
-        )
-        self.schedule: Schedule = time.schedule or Converge()
+        shape = self.view.shape
+        self.depth, self.time = config.methods()
+        depth, self._over_time = (m.build(shape, config.retrofit) if m else Parts() for m in (self.depth, self.time))
+        self.undertow = nn.ModuleDict({**depth.modules, **self._over_time.modules})
+        if config.future is not None:
+            self.undertow["future"] = FutureHeads(shape.width, config.get_text_config().vocab_size, **config.future)
+        self.program: Program = self._compiled(depth)
+        self._programs: dict = {}  # loop count -> program, where it is not the method's own
+        self.schedule: Schedule = self._over_time.schedule or Converge()
         self.checkpointing = False
         # Ours initialise themselves and a given backbone is what it is: post_init must not draw again. A backbone built
         # here stays open, since loading must fill in what checkpoints leave out (rotary frequencies).
         for module in (self.undertow if backbone is None else self).modules():
             module._is_hf_initialized = True  # type: ignore[assignment]  # Hugging Face's own flag
         self.post_init()
+
+    @property
+    def _heads(self) -> FutureHeads:
+        return cast(FutureHeads, self.undertow["future"])
+
+    def _compiled(self, depth: Parts) -> Program:
+        time, shape = self._over_time, self.view.shape
+        return compile_program(
+            depth.plan or each_layer_once(shape.layers),
+            (*depth.edges, *time.edges),
+            shape.layers,
+            blocks=(*depth.blocks, *time.blocks),
+            starts={**depth.starts, **time.starts},
+            watch=None if "future" not in self.undertow else shape.layer(self._heads.source, "future source"),
+        )
+
+    def program_for(self, loops: int | tuple[int, ...] | None) -> Program:
+        """The program with another loop count than the method's own (None: that one).
+
+        Raises:
+            ValueError: a model whose depth method does not loop, or a count it does not allow.
+        """
+        if loops is None:
+            return self.program
+        key = tuple(loops) if isinstance(loops, list | tuple) else loops
+        if key not in self._programs:
+            if self.depth is None:
+                raise ValueError(f"loops={loops!r}: this model has no depth method, hence nothing that loops")
+            with torch.device("meta"), torch.random.fork_rng([]):  # only the plan is of interest, not new weights
+                parts = self.depth.looped(key).build(self.view.shape, self.config.retrofit)
+            self._programs[key] = self._compiled(parts)
+        return self._programs[key]
 
     # ------------------------------------------------------------------ what Hugging Face asks of a model
 
@@ -167,6 +173,9 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         memory_mask: Tensor | None = None,
         schedule: Schedule | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        prefix_mask: Tensor | None = None,
+        loops: int | tuple[int, ...] | None = None,
+        exit_rule: Exit | None = None,
         **kwargs,
     ) -> UndertowOutput:
         """Run the model on `T` new positions.
@@ -180,38 +189,49 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             memory_mask: `_BT`, 0 where delay-1 targets stay unmixed (the memory left there is the plain source).
             schedule: overrides the default of the mode.
             num_items_in_batch: what the loss is divided by, if not the number of labels in this batch.
+            prefix_mask: `_BT`, 1 where a prompt may be read in both directions by the parts of the model that can.
+            loops: rounds of the depth method, if not its own (with labels in training, methods may draw it).
+            exit_rule: when a token has had enough rounds (decoding, token by token; see `undertow.exits`).
 
         Raises:
             ValueError: inputs whose shapes do not fit each other, or a cache of another class.
         """
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None or (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        B, T = given.shape[:2]
         if past_key_values is not None and not isinstance(past_key_values, UndertowCache):
             kind = type(past_key_values).__name__
             raise ValueError(
                 f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed"
             )
-        for name, x in (("labels", labels), ("memory_mask", memory_mask)):
-            if x is not None and tuple(x.shape) != (B, T):
-                raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {(B, T)}, that of the input")
+        if loops is None and self.training and self.depth is not None:
+            loops = self.depth.draw()
+        program = self.program_for(loops)
         if use_cache is None:
             use_cache = past_key_values is not None or not self.training
-        cache = UndertowCache(self.program.slots) if use_cache and past_key_values is None else past_key_values
+        cache = UndertowCache(program.slots) if use_cache and past_key_values is None else past_key_values
         past = 0 if cache is None else cache.length
+        if memory_mask is None and input_ids is not None and self._over_time.mark is not None:
+            memory_mask = input_ids == self._over_time.mark
+        seq, documents_BK = sequence(
+            self.view, program, input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, prefix_mask, cache
+        )
+        T = len(seq.everywhere)
+        labels = _checked(labels, seq.x_BTD.shape[:2], prefix_mask)
         schedule = schedule or (self.schedule if self.training else Converge())
         if T == 1 and past:
             schedule = Sequential()  # one new token: every schedule computes the same, this one at once
-
-        seq, documents_BK = self._sequence(input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, cache)
-        trace = Executor(self.program, self.view, self.undertow, self.checkpointing).run(seq, schedule)
+        executor = Executor(program, self.view, self.undertow, self.checkpointing)
+        trace = executor.run(seq, schedule) if exit_rule is None else exit_rule.run(executor, seq)
         if use_cache:
             assert cache is not None
             memory = None if trace.memory_BTND is None else trace.memory_BTND[:, -1]
             cache.commit(trace.written, memory, documents_BK, T)
 
         loss, sweep_losses, logits = self._outputs(trace, labels, logits_to_keep, num_items_in_batch, T)
+        ahead = None
+        if labels is not None and "future" in self.undertow:
+            heads = self._heads
+            watched = _merge(trace.readouts, [_present(r.watched_BSD) for r in trace.readouts])
+            ahead = heads.losses(watched, labels, num_items_in_batch)
+            loss = heads.trunk * loss + heads.together(ahead)
         memory = trace.memory_BTND
         return UndertowOutput(
             loss=loss,
@@ -221,44 +241,9 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             memory=memory if memory is None or memory.shape[2] > 1 else memory[:, :, 0],
             residual=trace.residual,
             passes=trace.passes,
+            future_losses=ahead,
+            rounds=trace.rounds_BT,
         )
-
-    def _sequence(self, input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, cache):
-        """Everything that stays the same during the sweeps, and the document of every position so far (or None)."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        (B, T), device = given.shape[:2], given.device
-        past = 0 if cache is None else cache.length
-        if attention_mask is not None and tuple(attention_mask.shape) != (B, past + T):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: must be {(B, past + T)}, "
-                f"{past} cached and {T} new positions, 0 at pads"
-            )
-        limit = self.config.backbone.max_position_embeddings
-        if self.view.family.positions and past + T > limit:
-            raise ValueError(f"{past + T} positions: the backbone's learned position table has {limit}")
-        packed = position_ids is not None
-        if position_ids is None and attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -T:]
-        elif position_ids is None:
-            position_ids = torch.arange(past, past + T, device=device)[None]
-        if position_ids.shape[-1] != T or position_ids.shape[0] not in (1, B):
-            raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}: must be {(B, T)}")
-        documents_BK, real_BT, inside_BT = _documents(attention_mask, position_ids if packed else None, B, T, cache)
-        x_BTD = self.view.embed(input_ids, inputs_embeds, position_ids)
-        entry = None if cache is None else cache.memory_BND
-        if entry is None:
-            entry = x_BTD.new_zeros(B, len(self.program.memories), x_BTD.shape[-1])
-        seq = Sequence(
-            x_BTD=x_BTD,
-            rotary=self.view.rotary(x_BTD, position_ids),
-            masks=Masks(T, past, documents_BK, device),
-            past={} if cache is None else cache.past(),
-            entry_BND=entry,
-            real_BT=real_BT,
-            inside_BT=inside_BT,
-            memory_mask_BT=None if memory_mask is None else memory_mask.bool(),
-        )
-        return seq, documents_BK
 
     def _outputs(self, trace: Trace, labels, logits_to_keep, num_items_in_batch, T: int):
         """`(loss, sweep_losses, merged logits)`; the head runs only on what is asked for."""
@@ -294,18 +279,38 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
                 "earlier ones; allowed are greedy search, sampling and beams"
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = UndertowCache(self.program.slots)
+            model_kwargs["past_key_values"] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
 
-    def prepare_inputs_for_generation(self, input_ids, memory_mask=None, **kwargs):
-        """As Hugging Face; `memory_mask` covers the prompt and is extended with ones."""
+    def prepare_inputs_for_generation(self, input_ids, memory_mask=None, prefix_mask=None, **kwargs):
+        """As Hugging Face; `memory_mask` covers the prompt and is extended with ones, `prefix_mask` with zeros."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        cache = inputs.get("past_key_values")
+        past = 0 if cache is None else cache.length
+        if prefix_mask is not None and past == 0:
+            inputs["prefix_mask"] = F.pad(prefix_mask, (0, inputs["input_ids"].shape[1] - prefix_mask.shape[1]))
         if memory_mask is not None:
-            cache = inputs.get("past_key_values")
-            past = 0 if cache is None else cache.length
             new = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             mask_BT = memory_mask[:, past : past + new.shape[1]]
             inputs["memory_mask"] = F.pad(mask_BT, (0, new.shape[1] - mask_BT.shape[1]), value=1)
         return inputs
+
+
+def _checked(labels: Tensor | None, shape: torch.Size, prefix_mask: Tensor | None) -> Tensor | None:
+    """The labels, which must have the input's shape and must not ask for what a prefix already shows."""
+    if labels is None:
+        return None
+    if labels.shape != shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: must be {tuple(shape)}, that of the input")
+    if prefix_mask is not None and bool(((labels != -100) & prefix_mask.bool())[:, 1:].any()):
+        raise ValueError(
+            "labels inside the prefix: tokens read in both directions cannot be predicted; set them to -100"
+        )
+    return labels
+
+
+def _present(x: Tensor | None) -> Tensor:
+    assert x is not None, "the program watches a block"
+    return x
 
 
 def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
@@ -315,32 +320,6 @@ def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
         merged = write(merged, part, readout.positions, 1)
     assert merged is not None, "there is always a read-out"
     return merged
-
-
-def _documents(attention_mask, position_ids, B: int, T: int, cache: UndertowCache | None):
-    """`(document_BK, real_BT, inside_BT)`; each None where it would say nothing (one document, no pads).
-
-    `position_ids` are those the caller gave (None: derived, so only pads matter). Documents are numbered from 1 along
-    each row, 0 is a pad; `inside` is False where a document starts.
-    """
-    past = 0 if cache is None else cache.length
-    known = None if cache is None else cache.documents_BT
-    mask_BT = None if attention_mask is None else attention_mask[:, -T:].bool()
-    padded = mask_BT is not None and not bool(mask_BT.all())
-    starts = position_ids is not None and bool((position_ids[:, 0 if past else 1 :] == 0).any())
-    if known is None and past and attention_mask is not None and not bool(attention_mask[:, :past].all()):
-        raise ValueError("attention_mask has pads among cached positions that were not pads when they were computed")
-    if known is None and not padded and not starts:
-        return None, None, None
-    device = (attention_mask if attention_mask is not None else position_ids).device
-    real_BT = torch.ones(B, T, dtype=torch.bool, device=device) if mask_BT is None else mask_BT
-    if known is None:
-        known = torch.ones(B, past, dtype=torch.long, device=device)
-    newest_B1 = known.amax(1, keepdim=True) if past else torch.zeros(B, 1, dtype=torch.long, device=device)
-    start_BT = torch.zeros_like(real_BT) if position_ids is None else (position_ids == 0) & real_BT
-    start_BT = start_BT | (real_BT & (real_BT.cumsum(1) == 1) & (newest_B1 == 0))  # the first real token of a row
-    document_BT = torch.where(real_BT, newest_B1 + start_BT.cumsum(1), 0)
-    return torch.cat([known, document_BT], 1), real_BT if padded else None, ~start_BT
 
 
 def wrap(

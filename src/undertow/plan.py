@@ -20,7 +20,10 @@ class Visit:
 
     `slot` names where the visit keeps its keys and values (default: a slot of its own). Visits may share a slot: the
     first writes it, the others attend to what it wrote and discard their own keys and values. `read_only=True` says
-    that this visit must find its slot written (a `ValueError` if it does not).
+    that this visit must find its slot written (a `ValueError` if it does not), and `slot=""` that it keeps none.
+
+    For extra blocks: `inject` names registers whose sum the block gets beside its input; `prefix=True` lets it attend
+    in both directions within the prefix that a caller marks (and only there: nothing is bidirectional by itself).
     """
 
     block: Block
@@ -28,6 +31,8 @@ class Visit:
     writes: str = "h"
     slot: str | None = None
     read_only: bool = False
+    inject: tuple[str, ...] = ()
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ Plan = tuple[Visit | Loop, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """A visit of the unrolled plan. `shares`: its slot was written by an earlier step and is only read here."""
+    """A visit of the unrolled plan. `shares`: its slot was written by an earlier step and is only read here.
+
+    `repeat` counts the visits of the same block before this one.
+    """
 
     index: int
     block: Block
@@ -59,6 +67,9 @@ class Step:
     slot: str
     shares: bool
     grad: bool
+    repeat: int
+    inject: tuple[str, ...] = ()
+    prefix: bool = False
     edges: Mapping[str, tuple] = field(default_factory=dict)  # port -> the edges that enter this step there
 
 
@@ -97,15 +108,17 @@ def unroll(plan: Plan, layers: int, blocks: tuple[str, ...] = (), registers: tup
         known = 0 <= visit.block < layers if isinstance(visit.block, int) else visit.block in (NORM, *blocks)
         if not known:
             raise ValueError(f"{where}: no such block; layers are 0..{layers - 1}, extra blocks {sorted(blocks)}")
-        early = [register for register in visit.reads if register not in written]
+        early = [register for register in (*visit.reads, *visit.inject) if register not in written]
         if early:
             raise ValueError(f"{where} reads register {early[0]!r} before it is written; written: {sorted(written)}")
-        slot = visit.slot or f"visit{len(steps)}"
+        slot = f"visit{len(steps)}" if visit.slot is None else visit.slot
         if visit.read_only and slot not in slots:
             raise ValueError(f"{where} reads slot {slot!r} before it is written; written: {sorted(slots)}")
-        steps.append(Step(len(steps), visit.block, visit.reads, (visit.writes,), slot, slot in slots, grad))
+        shares, repeat = slot in slots, sum(step.block == visit.block for step in steps)
+        own = (len(steps), visit.block, visit.reads, (visit.writes,), slot, shares, grad, repeat)
+        steps.append(Step(*own, visit.inject, visit.prefix))
         written.add(visit.writes)
-        slots.add(slot)
+        slots |= {slot} - {""}
     if not steps:
         raise ValueError("the plan is empty: it must visit at least one block")
     return steps

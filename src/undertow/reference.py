@@ -6,6 +6,8 @@ literally: every visit in every sweep, dense masks, nothing reused.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,7 @@ class _Buffer:
 class _Run:
     """One text batch on one model, with what is fixed about it."""
 
-    def __init__(self, model, input_ids, attention_mask=None, position_ids=None, memory_mask=None):
+    def __init__(self, model, input_ids, attention_mask=None, position_ids=None, memory_mask=None, prefix_mask=None):
         B, T = input_ids.shape
         self.program, self.backbone, self.modules, self.T = model.program, model.view, model.undertow, T
         self.real = torch.ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -43,12 +45,19 @@ class _Run:
         self.starts = self.real & ((position_ids == 0) | first_real)
         self.document = torch.where(self.real, self.starts.cumsum(1), 0)
         self.mix = torch.ones(B, T, dtype=torch.bool) if memory_mask is None else memory_mask.bool()
+        self.prefix = torch.zeros(B, T, dtype=torch.bool) if prefix_mask is None else prefix_mask.bool()
         self.x = self.backbone.embed(input_ids, None, position_ids)
-        self.rotary = self.backbone.rotary(self.x, position_ids)
+        context = self.backbone.context(input_ids, self.x, position_ids.expand(B, T), 0)
+        self.context = {n: c if isinstance(c, tuple) else (c,) for n, c in context.items()}
+        self.first: dict[int, tuple] = {}  # for refreshes: what every step read in the first sweep
+        self.entered: tuple | None = None  # during a refresh: the edges that bring the new memory, and the old one
 
-    def mask(self, rows: list[int], window: int | None) -> Tensor:
+    def mask(self, rows: list[int], window: int | None, prefix: bool = False) -> Tensor:
         q, k = torch.tensor(rows)[:, None], torch.arange(self.T)[None]
         allowed = (k <= q) & (q - k < (window or self.T + 1))
+        if prefix:
+            allowed = allowed | (self.prefix[:, rows, None] & self.prefix[:, None])
+            return (allowed & (self.document[:, rows, None] == self.document[:, None, :]))[:, None]
         same = self.document[:, rows, None] == self.document[:, None, :]
         return (allowed[None] & same)[:, None]
 
@@ -71,33 +80,53 @@ class _Run:
                 if edge.delay == 0:
                     m = state[output_of(edge.source)]
                 else:
-                    m = m_BSND[:, :, self.program.memories.index(edge.memory)]
+                    stale = self.entered is not None and edge not in self.entered[0]
+                    m = (self.entered[1] if stale else m_BSND)[:, :, self.program.memories.index(edge.memory)]
                 m = self.modules[edge.project](m) if edge.project else m
                 mixed = self.modules[edge.mixer](x, m, a)
                 x = mixed if edge.delay == 0 else torch.where(mix_BS[..., None], mixed, x)
             return x
 
         x = sum(state[r] for r in step.reads)
-        x = mix("input", x, x)
+        if step.index not in self.first:
+            self.first[step.index] = (x, state)
+        inside = isinstance(step.block, int) and self.backbone.tap("input") is not None
+        x = x if inside else mix("input", x, x)
         buffer = _Buffer(self.T, rows, kv.get(step.slot), step.shares)
         if step.block == NORM:
             y = self.backbone.final_norm(x)
         elif isinstance(step.block, str):
-            y = self.modules[step.block](x, buffer, self.mask(rows, None))
+            injected = [sum(state[r] for r in step.inject)] if step.inject else []
+            y = self.modules[step.block](x, buffer, self.mask(rows, None, step.prefix), *injected)
         else:
-            ports = {p: (lambda z, a, p=p: mix(p, z, a)) for p in ("key", "value") if step.edges.get(p)}
+            ports = {p: (lambda z, a, p=p: mix(p, z, a)) for p in step.edges if self.backbone.tap(p) is not None}
             layer = self.backbone.layers[step.block]
             keywords = {
                 self.backbone.family.cache: buffer,
                 "attention_mask": self.mask(rows, self.backbone.window(step.block)),
             }
-            if self.rotary is not None:
-                keywords["position_embeddings"] = tuple(r.expand(len(self.x), -1, -1)[:, rows] for r in self.rotary)
-            with tapped(self.backbone.ports(step.block, ports.get("key"), ports.get("value"))):
+            for name, parts in self.context.items():
+                parts = tuple(c.expand(len(self.x), *c.shape[1:])[:, rows] for c in parts)
+                keywords[name] = parts if name == "position_embeddings" else parts[0]
+            if self.backbone.family.ours:
+                keywords["repeat"] = step.repeat
+            with tapped(self.backbone.ports(step.block, ports)):
                 y = layer(x, **keywords)
         if buffer.kv is not None:
             kv[step.slot] = buffer.kv
         return mix("output", y, y)
+
+    def refresh(self, rows: list[int], m_BSND: Tensor, mix_BS: Tensor, kv: dict):
+        """Keys and values at `rows` as in the first sweep, but for the memory that key and value ports add."""
+        for step in self.program.span + self.program.tail:
+            fresh = {e for p in ("key", "value") for e in step.edges.get(p, ()) if e.delay == 1}
+            if fresh:
+                x, state = self.first[step.index]
+                before = {r: s[:, rows] for r, s in state.items()}
+                old = torch.zeros_like(m_BSND)  # what the first sweep read
+                copy, self.entered = replace(step, reads=("x",)), (fresh, old)
+                self.visit(copy, before | {"x": x[:, rows]}, rows, m_BSND, mix_BS, kv)
+                self.entered = None
 
     def start(self, rows: list[int]) -> dict:
         x = self.x[:, rows]
@@ -155,12 +184,16 @@ def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, pos
     memory, entered = (run.x.new_zeros(B, T, len(program.memories), D) for _ in range(2))
     kv, spanned, parts = dict[str, tuple](), dict[str, Tensor](), []
     sweeps, change = schedule.resolved(run.x.dtype == torch.float64).sweeps(T), None
+    run.first.clear()
     while True:
         try:
             s = sweeps.send(change)
         except StopIteration:
             break
         rows = list(s.positions)
+        if s.refresh:
+            run.refresh(rows, run.entering(memory, rows), run.mix[:, rows], kv)
+            continue
         index = torch.tensor(rows)
         # Nothing in the head can differ between sweeps, so a cut of the gradient does not concern it.
         state = run.visits(program.head, run.start(rows), rows, None, run.mix, kv)

@@ -28,6 +28,7 @@ class Sweep:
         mixed: False leaves every delay-1 target unmixed (the published T2MLR start).
         border: memory enters only at the first of the positions, zero elsewhere (chunked).
         measure: whether the schedule wants the change of the memory as the answer.
+        refresh: no sweep: only what the memory adds to the keys and values at `positions` is renewed.
     """
 
     positions: range
@@ -36,6 +37,7 @@ class Sweep:
     mixed: bool = True
     border: bool = False
     measure: bool = False
+    refresh: bool = False
 
 
 Sweeps = Generator[Sweep, float | None, float | None]
@@ -60,12 +62,16 @@ class Schedule:
     def adjoint(self) -> int | None:  # schedules that know the adjoint gradient declare a field of this name
         return None
 
+    @property
+    def refresh(self) -> bool:  # likewise
+        return False
+
     def sweeps(self, T: int) -> Sweeps:
         """Yield the sweeps over T positions; may return the last measured change of the memory."""
         raise NotImplementedError
 
-    def resolved(self, double: bool) -> Schedule:
-        """This schedule with defaults that depend on the precision filled in (`double`: the memory is float64)."""
+    def resolved(self, double: bool, training: bool = False) -> Schedule:
+        """This schedule for one forward: what depends on the precision (`double`: float64) or is drawn is filled in."""
         return self
 
     def to_dict(self) -> dict:
@@ -111,7 +117,11 @@ def _check_loss(schedule: Jacobi | Interleaved | Cyclic, words: tuple[str, ...],
     raise ValueError(f"{type(schedule).__name__} loss={loss!r}: allowed are {words}{also}")
 
 
-def _check_adjoint(schedule: Jacobi | Cyclic):
+def _check_adjoint(schedule: Jacobi | Cyclic | Converge):
+    if isinstance(schedule, Cyclic | Converge) and schedule.solve not in ("jacobi", "cyclic"):
+        raise ValueError(f"{type(schedule).__name__} solve={schedule.solve!r}: allowed are ('jacobi', 'cyclic')")
+    if isinstance(schedule, Converge):
+        return
     who, adjoint, loss, backward = type(schedule).__name__, schedule.adjoint, schedule.loss, schedule.backward
     if adjoint is not None and loss != "last":
         raise ValueError(f"{who} adjoint={adjoint} needs loss='last', not {loss!r}")
@@ -145,6 +155,7 @@ class Jacobi(Schedule):
         backward: the last sweep and this many before it carry gradient (None: all).
         adjoint: instead, only the last sweep is live and its backward applies this many vector-Jacobian products.
         start: the first sweep reads a memory of zeros (`"zero"`) or does not mix at all (`"unmixed"`, as published).
+        sample: with gradient, every forward draws its K from these (T2MLR's random depth), on all ranks the same.
     """
 
     K: int
@@ -152,6 +163,7 @@ class Jacobi(Schedule):
     backward: int | None = None
     adjoint: int | None = None
     start: str = "zero"
+    sample: tuple[int, ...] | None = None
 
     def __post_init__(self):
         self._need("K", 0)
@@ -162,6 +174,11 @@ class Jacobi(Schedule):
             raise ValueError(f"Jacobi start={self.start!r}: allowed are ('zero', 'unmixed')")
         if isinstance(self.loss, tuple):
             _weights(self.loss, self.K + 1, "Jacobi")
+        if self.sample is not None:
+            least, drawn = int(self.adjoint is not None), tuple(self.sample)
+            if not drawn or isinstance(self.loss, tuple) or not all(isinstance(k, int) and k >= least for k in drawn):
+                raise ValueError(f"Jacobi sample={self.sample!r}: must be numbers of sweeps, and loss 'last' or 'mean'")
+            object.__setattr__(self, "sample", drawn)
         _check_adjoint(self)
         if self.adjoint is not None and self.K == 0:
             raise ValueError(
@@ -171,6 +188,15 @@ class Jacobi(Schedule):
     @property
     def readout(self) -> str:
         return "read" if self.loss == "last" else "each"
+
+    def resolved(self, double: bool, training: bool = False) -> Jacobi:
+        if self.sample is None or not training:
+            return self
+        import torch
+
+        from undertow.agree import drawn
+
+        return replace(self, K=self.sample[drawn(torch.randint(len(self.sample), ()))], sample=None)
 
     def sweeps(self, T: int) -> Unmeasured:
         weights = [0.0] * self.K + [1.0] if self.loss == "last" else _weights(self.loss, self.K + 1, "Jacobi")
@@ -183,7 +209,9 @@ class Jacobi(Schedule):
 class Interleaved(Schedule):
     """All positions with zero memory, then the S strided subsets in turn, once (LRT, arXiv 2605.26797).
 
-    The loss is the mean over the S+1 sweeps. Exact for S = T; S = 1 equals `Jacobi(1, loss="mean")`.
+    The loss is the mean over the S+1 sweeps. Exact for S = T; S = 1 equals `Jacobi(1, loss="mean")`. `refresh=True`
+    renews, before every subset, what the memory adds to the keys and values that no subset has written yet (the
+    published kv-refresh).
     """
 
     S: int = 2
@@ -193,10 +221,6 @@ class Interleaved(Schedule):
     def __post_init__(self):
         self._need("S", 1)
         _check_loss(self, ("mean",), weights=True)
-        if self.refresh:
-            raise ValueError(
-                "Interleaved refresh=True: updating stale keys between subsets is not implemented; use False"
-            )
 
     @property
     def readout(self) -> str:
@@ -206,7 +230,9 @@ class Interleaved(Schedule):
         subsets = list(strided(T, self.S))
         weights = _weights(self.loss, 1 + len(subsets), "Interleaved")
         yield Sweep(range(T), weights[0])
-        for positions, weight in zip(subsets, weights[1:], strict=True):
+        for i, (positions, weight) in enumerate(zip(subsets, weights[1:], strict=True)):
+            for stale in subsets[i:] if self.refresh else ():
+                yield Sweep(stale, refresh=True)
             yield Sweep(positions, weight)
 
 
@@ -222,6 +248,8 @@ class Cyclic(Schedule):
         loss: `"last"` (one read-out at the end).
         backward: the last this many rounds carry gradient (None: all, and the first sweep).
         adjoint: no round does; one live parallel pass follows, with this many vector-Jacobian products in backward.
+        solve: `"cyclic"`: not products over all positions, but rounds over the G subsets, the last first (exact when
+            adjoint * G >= T).
     """
 
     G: int = 8
@@ -229,6 +257,7 @@ class Cyclic(Schedule):
     loss: str = "last"
     backward: int | None = None
     adjoint: int | None = None
+    solve: str = "jacobi"
 
     def __post_init__(self):
         self._need("G", 1)
@@ -279,15 +308,17 @@ class Converge(Schedule):
     Args:
         tol: None takes 1e-6, or 1e-10 where the memory is float64.
         max_sweeps: at most this many rounds (each one pass over all positions); a warning if that cuts it short.
-        adjoint: as in `Cyclic`.
+        adjoint, solve: as in `Cyclic`.
     """
 
     tol: float | None = None
     G: int = 16
     max_sweeps: int | None = None
     adjoint: int | None = None
+    solve: str = "jacobi"
 
     def __post_init__(self):
+        _check_adjoint(self)
         self._need("G", 1)
         self._need("max_sweeps", 1, optional=True)
         self._need("adjoint", 0, optional=True)
@@ -317,7 +348,7 @@ class Converge(Schedule):
         )
         return moved
 
-    def resolved(self, double: bool) -> Converge:
+    def resolved(self, double: bool, training: bool = False) -> Converge:
         return self if self.tol is not None else replace(self, tol=1e-10 if double else 1e-6)
 
     @property

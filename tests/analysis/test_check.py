@@ -11,7 +11,8 @@ from undertow import execute, store
 from undertow import model as model_module
 from undertow.analysis import Report, label
 from undertow.analysis.check import contraction, run
-from undertow.store import Masks, UndertowCache
+from undertow.cache import UndertowCache
+from undertow.store import Masks
 
 STRUCTURE = ("causal", "cached", "padded", "packed", "batched")
 SMALL = {False: {"num_hidden_layers": 2}, True: {"n_layer": 2}}

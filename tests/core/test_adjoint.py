@@ -21,6 +21,15 @@ def weighted(logits):
     return (logits * w).sum()
 
 
+def contracting(time):
+    """Random weights, but what comes from the memory is weak: products with the Jacobian shrink."""
+    model = build("gpt2", time=time)
+    with torch.no_grad():
+        for p in model.undertow.parameters():
+            p.mul_(0.4)
+    return model
+
+
 @pytest.mark.parametrize("time", TIMES, ids=str)
 def test_adjoint_of_all_orders_is_backpropagation_through_time(time):
     model, x = build("gpt2", time=time), ids(2, T)
@@ -33,7 +42,7 @@ def test_adjoint_of_all_orders_is_backpropagation_through_time(time):
 @pytest.mark.parametrize("k", [0, 1, 3])
 @pytest.mark.parametrize("time", TIMES, ids=str)
 def test_adjoint_k_is_k_plus_one_live_sweeps(time, k):
-    model, x = build("gpt2", time=time), ids(2, T)
+    model, x = contracting(time), ids(2, T)
     live = gradients(model, weighted(model(x, schedule=ut.Jacobi(T + k, backward=k)).logits))
     solved = model(x, schedule=ut.Cyclic(8, 3, adjoint=k))
     assert gradient_gap(gradients(model, weighted(solved.logits)), live) < 1e-10
@@ -83,3 +92,54 @@ def test_autocast_keeps_every_gradient(depth, schedule):
     for name, g in exact.items():
         cosine = torch.nn.functional.cosine_similarity(g.flatten(), low[name].flatten(), dim=0)
         assert cosine > 0.8 or g.norm() < 1e-6, (name, float(cosine))
+
+
+@pytest.mark.parametrize("time", TIMES, ids=str)
+def test_adjoint_by_cyclic_rounds_is_backpropagation_through_time(time):
+    """Exact when rounds times subsets reach T, and closer than as many parallel products before that."""
+    model, x = contracting(time), ids(2, T)
+    true = gradients(model, weighted(reference.recur(model, x)[0]))
+
+    def error(schedule):
+        return gradient_gap(gradients(model, weighted(model(x, schedule=schedule).logits)), true)
+
+    for schedule in (
+        ut.Cyclic(8, 3, adjoint=3, solve="cyclic"),
+        ut.Cyclic(T, 1, adjoint=1, solve="cyclic"),
+        ut.Converge(G=4, adjoint=5, solve="cyclic"),
+    ):
+        assert error(schedule) < 1e-8, schedule
+    assert error(ut.Cyclic(8, 3, adjoint=2, solve="cyclic")) < error(ut.Cyclic(8, 3, adjoint=2)) / 2
+
+
+def test_adjoint_by_cyclic_rounds_with_pads_documents_and_a_mask():
+    model, x = contracting(ut.LRT(2)), ids(2, T)
+    mask = torch.ones_like(x)
+    mask[0, :4] = 0
+    positions = torch.stack([(mask[0].cumsum(0) - 1).clamp(min=0), torch.cat([torch.arange(7), torch.arange(T - 7)])])
+    memory_mask = torch.arange(T).expand(2, T) % 4 != 1
+    arguments = dict(attention_mask=mask, position_ids=positions, memory_mask=memory_mask)
+    real = mask.bool()[..., None]
+    expected = gradients(model, weighted(torch.where(real, reference.recur(model, x, **arguments)[0], 0)))
+    out = model(x, schedule=ut.Cyclic(8, 3, adjoint=3, solve="cyclic"), **arguments).logits
+    assert gradient_gap(gradients(model, weighted(torch.where(real, out, 0))), expected) < 1e-8
+
+
+def test_a_model_that_does_not_contract_gets_live_sweeps_or_more_products():
+    """Neither an unsolved memory nor products that grow are differentiated silently."""
+    model, x = build("gpt2", time=ut.LRT(1, shared=False)), ids(2, T)
+    with pytest.warns(UserWarning, match="live sweeps instead"):
+        out = model(x, schedule=ut.Cyclic(2, 1, adjoint=2))
+    live = model(x, schedule=ut.Cyclic(2, 1))
+    assert torch.equal(out.logits, live.logits)
+    mine, theirs = (gradients(model, weighted(o.logits)) for o in (out, live))
+    assert gradient_gap(mine, theirs) == 0
+    true = gradients(model, weighted(reference.recur(model, x)[0]))
+    for solve in ("jacobi", "cyclic"):
+        out = model(x, schedule=ut.Cyclic(8, 3, adjoint=2, solve=solve))
+        if solve == "jacobi":
+            with pytest.warns(UserWarning, match="does not contract"):
+                found = gradients(model, weighted(out.logits))
+        else:
+            found = gradients(model, weighted(out.logits))
+        assert gradient_gap(found, true) < 0.02, solve

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import matrix
 import undertow as ut
 from matrix import Case
-from undertow import execute, store
+from undertow import adjoint, cache, execute, store
 from undertow.methods import trm_block
 
 TIME = Case("gpt2", None, ut.T2MLR(1, 2))
@@ -52,9 +52,9 @@ def test_planted_bidirectional_block_fails_causality(monkeypatch):
 
 def test_planted_pads_that_leave_memory(monkeypatch):
     def plant(patch):
-        leave = execute.Executor._leave
+        leave = execute.Executor.leave
         patch.setattr(
-            execute.Executor, "_leave", lambda self, s, f, seq: leave(self, s, f, execute.replace(seq, real_BT=None))
+            execute.Executor, "leave", lambda self, s, f, seq: leave(self, s, f, execute.replace(seq, real_BT=None))
         )
         shifted = execute.shifted
         patch.setattr(execute, "shifted", lambda m, seq, p: shifted(m, execute.replace(seq, inside_BT=None), p))
@@ -73,9 +73,7 @@ def test_planted_memory_across_documents(monkeypatch):
 def test_planted_attention_across_documents(monkeypatch):
     def plant(patch):
         init = store.Masks.__init__
-        patch.setattr(
-            store.Masks, "__init__", lambda self, T, past, documents, device: init(self, T, past, None, device)
-        )
+        patch.setattr(store.Masks, "__init__", lambda self, T, past, documents, *rest: init(self, T, past, None, *rest))
 
     check(monkeypatch, matrix.row_7_packed_equals_separate, Case("gpt2"), plant)
 
@@ -95,28 +93,28 @@ def test_planted_memory_that_skips_positions(monkeypatch):
 
 def test_planted_beams_that_leave_the_memory_behind(monkeypatch):
     def plant(patch):
-        patch.setattr(store.UndertowCache, "_move", lambda self, change: None)
+        patch.setattr(cache.UndertowCache, "_move", lambda self, change: None)
 
     check(monkeypatch, matrix.row_9_generate, TIME, plant)
 
 
 def test_planted_shared_slot_in_decoding(monkeypatch):
     def plant(patch):
-        commit = store.UndertowCache.commit
+        commit = cache.UndertowCache.commit
 
         def shared(self, written, *rest):
             first = next(iter(written))
             commit(self, {slot: written[first] for slot in written}, *rest)
 
-        patch.setattr(store.UndertowCache, "commit", shared)
+        patch.setattr(cache.UndertowCache, "commit", shared)
 
     check(monkeypatch, matrix.row_3_cached_equals_full, Case("gpt2", ut.ReuseMap([2, 1, 1, 1]), None), plant)
 
 
 def test_planted_cache_without_memory(monkeypatch):
     def plant(patch):
-        commit = store.UndertowCache.commit
-        patch.setattr(store.UndertowCache, "commit", lambda self, w, m, d, n: commit(self, w, None, d, n))
+        commit = cache.UndertowCache.commit
+        patch.setattr(cache.UndertowCache, "commit", lambda self, w, m, d, n: commit(self, w, None, d, n))
 
     check(monkeypatch, matrix.row_3_cached_equals_full, LRT, plant)
 
@@ -141,12 +139,7 @@ def test_planted_adjoint_one_product_short(monkeypatch):
     from test_adjoint import test_adjoint_k_is_k_plus_one_live_sweeps as row
 
     def plant(patch):
-        backward = execute.Adjoint.backward
-
-        def short(ctx, *gradients):
-            ctx.k = max(ctx.k - 1, 0)
-            return backward(ctx, *gradients)
-
-        patch.setattr(execute.Adjoint, "backward", staticmethod(short))
+        stop = adjoint._stop
+        patch.setattr(adjoint, "_stop", lambda done, k, *rest: stop(done, max(k - 1, 1), *rest))
 
     check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3), TIME, plant)

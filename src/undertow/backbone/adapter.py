@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from undertow.backbone.families import Tap, family_of
-from undertow.store import View, take
+from undertow.store import take
 
+Context = Mapping[str, Tensor | tuple[Tensor, ...]]
 Port = Callable[[Tensor, Tensor], Tensor]  # (projected_BSK, projection input a_BSD) -> projected_BSK
 
 # What the taps of the layer now running add: {id(projection): [(tap, heads, port), ...]}. The executor sets it around
@@ -95,12 +96,16 @@ class Backbone:
         self.final_norm = getattr(base, self.family.norm)
         self.shape = shape_of(lm.config)
 
-    def ports(self, layer: int, key: Port | None, value: Port | None) -> dict[int, list[tuple[Tap, int, Port]]]:
+    def tap(self, port: str) -> Tap | None:
+        """Where inside a layer a port is; None: around it, on what it is called with or returns."""
+        return {"input": self.family.input, "key": self.family.key, "value": self.family.value}.get(port)
+
+    def ports(self, layer: int, mixed: Mapping[str, Port]) -> dict[int, list[tuple[Tap, int, Port]]]:
         """What `tapped` needs for a call of this layer. Hooks each projection once; weight names stay as they are."""
         found: dict[int, list] = {}
-        for tap, port in ((self.family.key, key), (self.family.value, value)):
-            if port is None:
-                continue
+        for name, port in mixed.items():
+            tap = self.tap(name)
+            assert tap is not None, "only ports inside a layer are tapped"
             projection = self.layers[layer].get_submodule(tap.module)
             if _tap_hook not in projection._forward_hooks.values():
                 projection.register_forward_hook(_tap_hook)
@@ -116,11 +121,19 @@ class Backbone:
             x_BTD = getattr(self.base, self.family.dropout)(x_BTD)
         return self.final_norm(x_BTD) if self.family.norm_embedding else x_BTD
 
-    def rotary(self, x_BTD: Tensor, position_ids_BT: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of the rotary embedding, each `_BTE` (None: the family has none)."""
+    def context(self, input_ids: Tensor | None, x_BTD: Tensor, position_ids_BT: Tensor, past: int) -> Context:
+        """What every layer gets beside the states, by keyword, each `_BT...` (B may be 1): rotary cosines and sines.
+
+        A base model of ours says itself: `context(input_ids, x_BTD, position_ids_BT, rows_1T)`, rows counting from the
+        first cached position of a row.
+        """
+        if self.family.ours:
+            rows_1T = torch.arange(past, past + x_BTD.shape[1], device=x_BTD.device)[None]
+            return self.base.context(input_ids, x_BTD, position_ids_BT, rows_1T)
         if self.family.rotary is None:
-            return None
-        return getattr(self.base, self.family.rotary)(x_BTD, position_ids=position_ids_BT)
+            return {}
+        rotary = getattr(self.base, self.family.rotary)(x_BTD, position_ids=position_ids_BT)
+        return {"position_embeddings": rotary}
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer (None: full attention)."""
@@ -128,11 +141,15 @@ class Backbone:
         kinds = getattr(self.config, "layer_types", None)
         return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
-    def layer(self, index: int, x_BSD: Tensor, view: View, mask: Tensor | None, rotary, positions: range) -> Tensor:
-        """One layer, called as Hugging Face calls it."""
+    def layer(
+        self, index: int, x_BSD: Tensor, view, mask: Tensor | None, context: Context, positions: range, repeat: int
+    ) -> Tensor:
+        """One layer, called as Hugging Face calls it. `repeat`: which repetition of the layer this is, from 0."""
         keywords: dict[str, object] = {self.family.cache: view, "attention_mask": mask}
-        if rotary is not None:
-            keywords["position_embeddings"] = tuple(take(x, positions) for x in rotary)
+        for name, x in context.items():
+            keywords[name] = tuple(take(y, positions) for y in x) if isinstance(x, tuple) else take(x, positions)
+        if self.family.ours:
+            keywords["repeat"] = repeat
         return self.layers[index](x_BSD, **keywords)
 
     def head(self, h_BSD: Tensor) -> Tensor:

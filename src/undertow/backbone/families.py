@@ -38,6 +38,8 @@ class Family:
     dropout: str | None = None  # applied to the embedding
     norm_embedding: bool = False  # the final (parameter-free) norm is also applied to the embedding
     cache: str = "past_key_values"  # the keyword under which a layer takes its cache
+    ours: bool = False  # the base model has a `context` method, and its layers know which repetition they run
+    input: Tap | None = None  # whose output the input port mixes into (None: what the layer is called with)
     key: Tap = Tap("self_attn.k_proj")
     value: Tap = Tap("self_attn.v_proj")
 

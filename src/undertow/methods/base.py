@@ -30,6 +30,7 @@ class Parts:
         blocks: names of those modules that are extra blocks.
         starts: register -> name of its start vector.
         schedule: the default in training (time methods only).
+        mark: the token at which delay-1 targets are mixed, where a caller gives no `memory_mask` (None: everywhere).
     """
 
     plan: Plan | None = None
@@ -38,6 +39,7 @@ class Parts:
     blocks: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
     schedule: Schedule | None = None
+    mark: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class Method:
             ValueError: a layer, or a length, that does not fit the shape.
         """
         raise NotImplementedError
+
+    def looped(self, loops: int | tuple[int, ...]) -> Method:
+        """This method with another loop count, for evaluation. Raises ValueError where there is no loop."""
+        raise ValueError(f"loops={loops!r}: {type(self).__name__} has no loop count")
+
+    def draw(self) -> int | None:
+        """The loop count of one training forward (None: the method's own)."""
+        return None
 
     def to_dict(self) -> dict:
         """`{"method": name, **fields}`, the form of configs and recipes."""

@@ -1,0 +1,27 @@
+"""What all ranks of a data-parallel run must agree on: numbers drawn per step, and when an iteration stops."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def together() -> bool:
+    """Whether several processes train one model."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def largest(x: Tensor, agree: bool) -> float:
+    """`x` as a number; `agree`: the largest over all ranks."""
+    if agree and together():
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return float(x)
+
+
+def drawn(draw: Tensor) -> int:
+    """A number just drawn from torch's generator, as the first rank drew it."""
+    if together():
+        draw = draw.to(torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(draw, src=0)
+    return int(draw)
