@@ -19,6 +19,11 @@ def largest(x: Tensor, agree: bool) -> float:
     return float(x)
 
 
+def pick(choices: tuple[int, ...]) -> int:
+    """One of them, evenly, from torch's generator."""
+    return choices[drawn(torch.randint(len(choices), ()))]
+
+
 def drawn(draw: Tensor) -> int:
     """A number just drawn from torch's generator, as the first rank drew it."""
     if together():

@@ -54,23 +54,15 @@ class Edge:
 
 @dataclass(frozen=True)
 class Program:
-    """Plan and edges, compiled: the steps in three parts, and the memories that delay-1 edges read.
-
-    Attributes:
-        head, span, tail: the steps before, within and after the part that a sweep must repeat.
-        memories: `(source, norm, carry)` of each memory; its index is N in `M_BTND`.
-        kept: registers written in the span that the tail or a memory reads: one buffer each.
-        starts: register -> name of the module that holds its learned start vector.
-        watch: a block whose last output every read-out hands on (None: none).
-    """
+    """Plan and edges, compiled: the steps before, within and after the part that a sweep must repeat."""
 
     head: tuple[Step, ...]
     span: tuple[Step, ...]
     tail: tuple[Step, ...]
-    memories: tuple[tuple[Block, bool, str | None], ...]
-    kept: tuple[str, ...]
-    starts: tuple[tuple[str, str], ...] = ()
-    watch: Block | None = None
+    memories: tuple[tuple[Block, bool, str | None], ...]  # `(source, norm, carry)`; the index is N in `M_BTND`
+    kept: tuple[str, ...]  # registers written in the span that the tail or a memory reads: one buffer each
+    starts: tuple[tuple[str, str], ...] = ()  # register -> name of the module that holds its learned start vector
+    watch: Block | None = None  # a block whose last output every read-out hands on
 
     @property
     def steps(self) -> tuple[Step, ...]:

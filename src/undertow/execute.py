@@ -32,25 +32,16 @@ MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
 
 @dataclass(frozen=True)
 class Sequence:
-    """What stays the same during a forward.
+    """What stays the same during a forward."""
 
-    Attributes:
-        x_BTD: embeddings; `context`: what layers get beside the states (see `Backbone.context`).
-        masks: see `Masks`; `past`: slot -> keys and values before this call.
-        entry_BND: the memory left by the token before the first (zeros at the start of a text).
-        real_BT: False at pads, which leave zero memory (None: no pads).
-        inside_BT: False where a document starts, which reads zero memory (None: no document starts here).
-        memory_mask_BT: False where delay-1 targets stay unmixed (None: nowhere).
-    """
-
-    x_BTD: Tensor
-    context: Context
+    x_BTD: Tensor  # embeddings
+    context: Context  # what layers get beside the states
     masks: Masks
-    past: Mapping[str, KV]
-    entry_BND: Tensor
-    real_BT: Tensor | None = None
-    inside_BT: Tensor | None = None
-    memory_mask_BT: Tensor | None = None
+    past: Mapping[str, KV]  # slot -> keys and values before this call
+    entry_BND: Tensor  # the memory left by the token before the first (zeros at the start of a text)
+    real_BT: Tensor | None = None  # False at pads, which leave zero memory (None: no pads)
+    inside_BT: Tensor | None = None  # False where a document starts, which reads zero memory (None: none starts here)
+    memory_mask_BT: Tensor | None = None  # False where delay-1 targets stay unmixed (None: nowhere)
 
     @property
     def everywhere(self) -> range:
@@ -80,17 +71,14 @@ class Readout:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a schedule computed. `passes`: cost of the sweeps in passes of the span over all positions.
-
-    `rounds_BT`: how many rounds of a loop each token took, where a rule decided.
-    """
+    """What a schedule computed."""
 
     readouts: tuple[Readout, ...]
     memory_BTND: Tensor | None
     written: Written
-    passes: float
+    passes: float  # cost of the sweeps, in passes of the span over all positions
     residual: float | None
-    rounds_BT: Tensor | None = None
+    rounds_BT: Tensor | None = None  # how many rounds of a loop each token took, where a rule decided
 
 
 def shifted(memory_BTND: Tensor | None, seq: Sequence, positions: range) -> Tensor:
@@ -119,13 +107,9 @@ def moved(new_BSND: Tensor, old_BSND: Tensor, agree: bool) -> float:
 
 
 class Executor:
-    """Runs schedules of one program on one backbone.
+    """Runs schedules of one program on one backbone; `modules` are mixers, projections, carries, blocks and starts.
 
-    Args:
-        program: the compiled plan and edges.
-        backbone: the layers.
-        modules: mixers, projections, carries, extra blocks and start vectors by name.
-        checkpoint: recompute each visit in backward instead of keeping its activations.
+    `checkpoint`: recompute each visit in backward instead of keeping its activations.
     """
 
     def __init__(self, program: Program, backbone: Backbone, modules: nn.ModuleDict, checkpoint: bool = False):

@@ -19,25 +19,15 @@ __all__ = ["Schedule", "Sequential", "Jacobi", "Interleaved", "Cyclic", "Chunked
 
 @dataclass(frozen=True)
 class Sweep:
-    """One run of the span over a set of positions, reading and writing one buffer of states and of keys and values.
-
-    Args:
-        positions: which positions run.
-        loss_weight: weight of this sweep's loss (only where the schedule reads every sweep out).
-        grad: whether the sweep carries gradient.
-        mixed: False leaves every delay-1 target unmixed (the published T2MLR start).
-        border: memory enters only at the first of the positions, zero elsewhere (chunked).
-        measure: whether the schedule wants the change of the memory as the answer.
-        refresh: no sweep: only what the memory adds to the keys and values at `positions` is renewed.
-    """
+    """One run of the span over a set of positions, reading and writing one buffer of states and of keys and values."""
 
     positions: range
-    loss_weight: float = 0.0
+    loss_weight: float = 0.0  # of this sweep's loss, where the schedule reads every sweep out
     grad: bool = True
-    mixed: bool = True
-    border: bool = False
-    measure: bool = False
-    refresh: bool = False
+    mixed: bool = True  # False leaves every delay-1 target unmixed (the published T2MLR start)
+    border: bool = False  # memory enters only at the first of the positions, zero elsewhere (chunked)
+    measure: bool = False  # the schedule wants the change of the memory as the answer
+    refresh: bool = False  # no sweep: only what the memory adds to the keys and values at `positions` is renewed
 
 
 Sweeps = Generator[Sweep, float | None, float | None]
@@ -83,12 +73,14 @@ class Schedule:
         """The inverse of `to_dict`. Raises ValueError for an unknown kind or field."""
         return from_mapping(values, "kind", SCHEDULES, "schedule kind")
 
-    def _need(self, name: str, least: int, optional: bool = False):
-        value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not ((optional and value is None) or (whole and value >= least)):
-            what = f"a whole number of at least {least}" + (" or None" if optional else "")
-            raise ValueError(f"{type(self).__name__} {name}={value!r}: must be {what}")
+    def _need(self, **least: int):
+        """Check that each named field is a whole number of at least so much, or None where that is its default."""
+        for name, low in least.items():
+            value, optional = getattr(self, name), self.__dataclass_fields__[name].default is None
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not ((optional and value is None) or (whole and value >= low)):
+                what = f"a whole number of at least {low}" + (" or None" if optional else "")
+                raise ValueError(f"{type(self).__name__} {name}={value!r}: must be {what}")
 
 
 def strided(T: int, S: int) -> Iterator[range]:
@@ -166,16 +158,17 @@ class Jacobi(Schedule):
     sample: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        self._need("K", 0)
-        self._need("backward", 0, optional=True)
-        self._need("adjoint", 0, optional=True)
+        self._need(K=0, backward=0, adjoint=0)
         _check_loss(self, ("last", "mean"), weights=True)
         if self.start not in ("zero", "unmixed"):
             raise ValueError(f"Jacobi start={self.start!r}: allowed are ('zero', 'unmixed')")
         if isinstance(self.loss, tuple):
             _weights(self.loss, self.K + 1, "Jacobi")
         if self.sample is not None:
-            least, drawn = int(self.adjoint is not None), tuple(self.sample)
+            least, drawn = (
+                int(self.adjoint is not None),
+                tuple(self.sample) if isinstance(self.sample, list | tuple) else (),
+            )
             if not drawn or isinstance(self.loss, tuple) or not all(isinstance(k, int) and k >= least for k in drawn):
                 raise ValueError(f"Jacobi sample={self.sample!r}: must be numbers of sweeps, and loss 'last' or 'mean'")
             object.__setattr__(self, "sample", drawn)
@@ -192,11 +185,9 @@ class Jacobi(Schedule):
     def resolved(self, double: bool, training: bool = False) -> Jacobi:
         if self.sample is None or not training:
             return self
-        import torch
+        from undertow.agree import pick  # loads torch, which checking a recipe need not
 
-        from undertow.agree import drawn
-
-        return replace(self, K=self.sample[drawn(torch.randint(len(self.sample), ()))], sample=None)
+        return replace(self, K=pick(self.sample), sample=None)
 
     def sweeps(self, T: int) -> Unmeasured:
         weights = [0.0] * self.K + [1.0] if self.loss == "last" else _weights(self.loss, self.K + 1, "Jacobi")
@@ -219,7 +210,7 @@ class Interleaved(Schedule):
     refresh: bool = False
 
     def __post_init__(self):
-        self._need("S", 1)
+        self._need(S=1)
         _check_loss(self, ("mean",), weights=True)
 
     @property
@@ -231,7 +222,7 @@ class Interleaved(Schedule):
         weights = _weights(self.loss, 1 + len(subsets), "Interleaved")
         yield Sweep(range(T), weights[0])
         for i, (positions, weight) in enumerate(zip(subsets, weights[1:], strict=True)):
-            for stale in subsets[i:] if self.refresh else ():
+            for stale in subsets[i + 1 :] if self.refresh else ():  # its own, this one overwrites
                 yield Sweep(stale, refresh=True)
             yield Sweep(positions, weight)
 
@@ -260,10 +251,7 @@ class Cyclic(Schedule):
     solve: str = "jacobi"
 
     def __post_init__(self):
-        self._need("G", 1)
-        self._need("n", 0)
-        self._need("backward", 0, optional=True)
-        self._need("adjoint", 0, optional=True)
+        self._need(G=1, n=0, backward=0, adjoint=0)
         _check_loss(self, ("last",), weights=False)
         _check_adjoint(self)
 
@@ -287,7 +275,7 @@ class Chunked(Schedule):
     C: int
 
     def __post_init__(self):
-        self._need("C", 1)
+        self._need(C=1)
 
     @property
     def readout(self) -> str:
@@ -319,9 +307,7 @@ class Converge(Schedule):
 
     def __post_init__(self):
         _check_adjoint(self)
-        self._need("G", 1)
-        self._need("max_sweeps", 1, optional=True)
-        self._need("adjoint", 0, optional=True)
+        self._need(G=1, max_sweeps=1, adjoint=0)
         if self.tol is not None and not (isinstance(self.tol, int | float) and self.tol >= 0):
             raise ValueError(f"Converge tol={self.tol!r}: must be None or a number of at least 0")
 

@@ -39,12 +39,9 @@ class Filled(Exception):
 class View:
     """What one layer call gets in place of its cache: it knows the visit's slot, whatever `layer_idx` the layer says.
 
-    Args:
-        past: keys and values of the tokens before this call, from the generation cache (None: there are none).
-        current: the slot's buffer over this call's positions so far (None: never written).
-        positions: the positions the visit computes.
-        shares: only read the slot, and discard the visit's own keys and values.
-        only: the caller wants nothing but keys and values: `update` raises `Filled` instead of returning.
+    `past` are keys and values of the tokens before this call, `current` the slot's buffer over this call's positions so
+    far (None: there are none); `positions` those the visit computes. `shares`: only read the slot, and discard the
+    visit's own. `only`: the caller wants nothing but keys and values, so `update` raises `Filled`.
 
     After the call, `current` is the new buffer and `full` past and present together, where there is a past.
     """

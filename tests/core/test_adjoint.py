@@ -96,7 +96,7 @@ def test_autocast_keeps_every_gradient(depth, schedule):
 
 @pytest.mark.parametrize("time", TIMES, ids=str)
 def test_adjoint_by_cyclic_rounds_is_backpropagation_through_time(time):
-    """Exact when rounds times subsets reach T, and closer than as many parallel products before that."""
+    """Exact when rounds times subsets reach T; before that closer than as many products where the memory is strong."""
     model, x = contracting(time), ids(2, T)
     true = gradients(model, weighted(reference.recur(model, x)[0]))
 
@@ -109,7 +109,8 @@ def test_adjoint_by_cyclic_rounds_is_backpropagation_through_time(time):
         ut.Converge(G=4, adjoint=5, solve="cyclic"),
     ):
         assert error(schedule) < 1e-8, schedule
-    assert error(ut.Cyclic(8, 3, adjoint=2, solve="cyclic")) < error(ut.Cyclic(8, 3, adjoint=2)) / 2
+    if isinstance(time, ut.LRT):
+        assert error(ut.Cyclic(8, 3, adjoint=2, solve="cyclic")) < error(ut.Cyclic(8, 3, adjoint=2)) / 3
 
 
 def test_adjoint_by_cyclic_rounds_with_pads_documents_and_a_mask():

@@ -1,0 +1,121 @@
+"""Schedules whose sweeps are not the same in every forward, and the refresh of keys and values."""
+
+import pytest
+import torch
+
+import undertow as ut
+from models import build, gap, gradient_gap, gradients, ids
+from undertow import reference
+
+T = 12
+
+
+def test_random_depth_is_drawn_per_forward_and_only_with_gradient():
+    """T2MLR's random depth: every training forward is one of the listed depths; evaluation keeps K."""
+    model, x = build("gpt2", time=ut.T2MLR(1, 2)), ids(2, T)
+    schedule = ut.Jacobi(4, sample=(1, 3))
+    allowed = {float(k + 1) for k in schedule.sample}
+    assert {model(x, schedule=schedule).passes for _ in range(20)} == allowed
+    with torch.no_grad():
+        assert model(x, schedule=schedule).passes == 5
+    torch.manual_seed(3)
+    first = [model(x, schedule=schedule).passes for _ in range(6)]
+    torch.manual_seed(3)
+    assert first == [model(x, schedule=schedule).passes for _ in range(6)]
+    fixed = model(x, schedule=ut.Jacobi(3)).logits
+    while (drawn := model(x, schedule=schedule)).passes != 4:
+        pass
+    assert torch.equal(drawn.logits, fixed)
+
+
+@pytest.mark.parametrize("sample", [(), (0.5,), (-1,), 3])
+def test_sample_must_list_numbers_of_sweeps(sample):
+    with pytest.raises((ValueError, TypeError), match="sample"):
+        ut.Jacobi(4, sample=sample)
+
+
+def written_out(model, x, S):
+    """lrt.md's kv-refresh on one-layer-after-the-other code of the test's own: GPT-2, LRT, source the last layer."""
+    lm, ours = model.backbone.transformer, model.undertow
+    L, D, H = len(lm.h), lm.embed_dim, 4
+    rows = torch.arange(T)
+    x0 = lm.wte(x) + lm.wpe(rows)
+
+    def shifted(h):
+        m = torch.nn.functional.rms_norm(h, (D,), eps=1e-6)
+        return torch.cat([torch.zeros_like(m[:, :1]), m[:, :-1]], 1)
+
+    def keys_values(layer, a, m):
+        block, gate = lm.h[layer], ours[f"gate_{layer}"].gate
+        _, k, v = block.attn.c_attn(a).split(D, -1)
+        g_loc, g_mem = (2 * torch.sigmoid(gate(a))).chunk(2, -1)
+        g_loc, g_mem = (g.repeat_interleave(D // H, -1) for g in (g_loc, g_mem))
+        return g_loc * k + g_mem * ours["memory_key"](m), g_loc * v + g_mem * ours["memory_value"](m)
+
+    def heads(z):
+        return z.unflatten(-1, (H, D // H)).transpose(1, 2)
+
+    inputs, k, v = [None] * L, [None] * L, [None] * L
+    h = torch.zeros_like(x0)
+    memory = shifted(h)  # zero everywhere
+
+    def run(at, m):
+        z = x0[:, at]
+        for layer, block in enumerate(lm.h):
+            z = z + ours[f"residual_{layer}"].scale * m[:, at]
+            a = block.ln_1(z)
+            new_k, new_v = keys_values(layer, a, m[:, at])
+            if inputs[layer] is None:
+                inputs[layer] = a  # of the first sweep, all positions
+                k[layer], v[layer] = new_k, new_v
+            else:
+                k[layer], v[layer] = k[layer].index_copy(1, at, new_k), v[layer].index_copy(1, at, new_v)
+            q = block.attn.c_attn(a).split(D, -1)[0]
+            scores = heads(q) @ heads(k[layer]).transpose(-1, -2) / (D // H) ** 0.5
+            scores = scores.masked_fill(rows[None] > at[:, None], -torch.inf)
+            attended = (scores.softmax(-1) @ heads(v[layer])).transpose(1, 2).flatten(2)
+            z = z + block.attn.c_proj(attended)
+            z = z + block.mlp(block.ln_2(z))
+        return z
+
+    h = run(rows, memory)
+    merged = h
+    for i in range(S):
+        memory = shifted(h)
+        fresh = torch.cat([rows[j::S] for j in range(i, S)])  # never visited yet
+        for layer in range(L):
+            new_k, new_v = keys_values(layer, inputs[layer][:, fresh], memory[:, fresh])
+            k[layer], v[layer] = k[layer].index_copy(1, fresh, new_k), v[layer].index_copy(1, fresh, new_v)
+        h = h.index_copy(1, rows[i::S], run(rows[i::S], memory))
+        merged = h
+    return lm.ln_f(merged) @ lm.wte.weight.T
+
+
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_refresh_is_the_published_formula(S):
+    """V += g (P m_new - P m_old), K likewise before attention, where no subset was; forward and backward."""
+    model, x = build("gpt2", time=ut.LRT(-1)), ids(2, T)
+    mine, theirs = model(x, schedule=ut.Interleaved(S, refresh=True)).logits, written_out(model, x, S)
+    assert gap(mine, theirs) < 1e-10
+    w = torch.randn(mine.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert gradient_gap(gradients(model, (mine * w).sum()), gradients(model, (theirs * w).sum())) < 1e-9
+    changed = gap(model(x, schedule=ut.Interleaved(S)).logits, theirs)
+    assert changed < 1e-12 if S == 1 else changed > 1e-3  # with one subset nothing is left to renew
+
+
+def test_refresh_with_a_cache_pads_and_checkpointing():
+    model, x = build("llama", depth=ut.MiddleLoop(1, 2, 2, inject=True), time=ut.LRT(2)), ids(2, T)
+    schedule = ut.Interleaved(3, refresh=True)
+    mask = torch.ones_like(x)
+    mask[0, :4] = 0
+    real = mask.bool()
+    literal = reference.sweep(model, schedule, x, attention_mask=mask)[0]
+    assert gap(model(x, attention_mask=mask, schedule=schedule).logits[real], literal[real]) < 1e-5
+    whole = gradients(model, model(x, labels=x, schedule=schedule).loss)
+    model.gradient_checkpointing_enable()
+    assert gradient_gap(gradients(model, model(x, labels=x, schedule=schedule).loss), whole) < 1e-12
+    model.gradient_checkpointing_disable()
+    exact = ut.Interleaved(T, refresh=True)
+    first = model(x[:, :5], use_cache=True)
+    rest = model(x[:, 5:], past_key_values=first.past_key_values, schedule=exact).logits
+    assert gap(rest, model(x).logits[:, 5:]) < 1e-5
