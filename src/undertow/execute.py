@@ -138,7 +138,7 @@ class Executor:
         first: Frame | None = None  # of the first sweep, whose keys and values a refresh renews
         while sweep is not None:
             if sweep.refresh:
-                assert first is not None, "a refresh comes after a sweep over all positions"
+                assert first is not None, "all positions come before"
                 self._refresh(first, self._frame(memory, sweep, seq), seq, written)
                 sweep = next(sweeps)
                 continue

@@ -165,13 +165,10 @@ class Jacobi(Schedule):
         if isinstance(self.loss, tuple):
             _weights(self.loss, self.K + 1, "Jacobi")
         if self.sample is not None:
-            least, drawn = (
-                int(self.adjoint is not None),
-                tuple(self.sample) if isinstance(self.sample, list | tuple) else (),
-            )
+            least, drawn = self.adjoint is not None, self.sample if isinstance(self.sample, list | tuple) else ()
             if not drawn or isinstance(self.loss, tuple) or not all(isinstance(k, int) and k >= least for k in drawn):
                 raise ValueError(f"Jacobi sample={self.sample!r}: must be numbers of sweeps, and loss 'last' or 'mean'")
-            object.__setattr__(self, "sample", drawn)
+            object.__setattr__(self, "sample", tuple(drawn))
         _check_adjoint(self)
         if self.adjoint is not None and self.K == 0:
             raise ValueError(
