@@ -7,6 +7,9 @@ state already holds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import signature
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +49,15 @@ class FutureHeads(nn.Module):
         for _ in range(heads):
             body = [part for _ in range(layers - 1) for part in (nn.Linear(width, width), nn.SiLU())]
             self.heads.append(nn.Sequential(*body, nn.Linear(width, vocabulary)))
+
+    @classmethod
+    def of(cls, settings: Mapping, width: int, vocabulary: int) -> FutureHeads:
+        """The heads that settings from a config or a recipe say. Raises ValueError for an unknown field."""
+        allowed = [name for name in signature(cls).parameters if name not in ("width", "vocabulary")]
+        for name in settings:
+            if name not in allowed:
+                raise ValueError(f"future has no field {name!r}; allowed are {allowed}")
+        return cls(width, vocabulary, **settings)
 
     def forward(self, h_BTD: Tensor) -> list[Tensor]:
         """Logits of every head, each `_BTV`."""

@@ -85,7 +85,8 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         depth, self._over_time = (m.build(shape, config.retrofit) if m else Parts() for m in (self.depth, self.time))
         self.undertow = nn.ModuleDict({**depth.modules, **self._over_time.modules})
         if config.future is not None:
-            self.undertow["future"] = FutureHeads(shape.width, config.get_text_config().vocab_size, **config.future)
+            vocabulary = config.get_text_config().vocab_size
+            self.undertow["future"] = FutureHeads.of(config.future, shape.width, vocabulary)
         self.program: Program = self._compiled(depth)
         self._programs: dict = {}  # loop count -> program, where it is not the method's own
         self.schedule: Schedule = self._over_time.schedule or Converge()
@@ -323,7 +324,11 @@ def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
 
 
 def wrap(
-    model: PreTrainedModel, depth: Method | None = None, time: Method | None = None, schedule: Schedule | None = None
+    model: PreTrainedModel,
+    depth: Method | None = None,
+    time: Method | None = None,
+    schedule: Schedule | None = None,
+    future: dict | None = None,
 ) -> UndertowForCausalLM:
     """Make a (pretrained) causal LM recurrent, on its own tensors: at step 0 its logits are what they were.
 
@@ -331,12 +336,15 @@ def wrap(
         model: a Hugging Face causal LM of a supported family.
         depth, time: the methods; either may be None.
         schedule: default in training (None: the time method's).
+        future: heads that predict tokens further ahead, the fields of `undertow.future.FutureHeads` (None: no heads).
 
     Raises:
         ValueError: an unsupported family, or a method that does not fit the model.
     """
     family_of(model.config.model_type)
-    config = UndertowConfig(backbone=model.config, depth=_dict(depth, "depth"), time=_dict(time, "time"), retrofit=True)
+    config = UndertowConfig(
+        backbone=model.config, depth=_dict(depth, "depth"), time=_dict(time, "time"), future=future, retrofit=True
+    )
     layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in layers:  # the layers' own switch would drop keys and values: ours takes over
         module.gradient_checkpointing = False  # type: ignore[assignment]  # Hugging Face's own flag
@@ -353,10 +361,13 @@ def from_scratch(
     depth: Method | None = None,
     time: Method | None = None,
     schedule: Schedule | None = None,
+    future: dict | None = None,
 ) -> UndertowForCausalLM:
     """A model with random weights and the methods' published initialisation. Arguments and errors as `wrap`."""
     family_of(hf_config.model_type)
-    config = UndertowConfig(backbone=hf_config, depth=_dict(depth, "depth"), time=_dict(time, "time"), retrofit=False)
+    config = UndertowConfig(
+        backbone=hf_config, depth=_dict(depth, "depth"), time=_dict(time, "time"), future=future, retrofit=False
+    )
     model = UndertowForCausalLM(config)
     model.generation_config = model.backbone.generation_config
     model.schedule = schedule or model.schedule
