@@ -17,8 +17,16 @@ from undertow.mixers import Add, Blend, Gated, HeadGate, Residual, Scaled, Start
 from undertow.plan import EMBED, NORM, Loop, Visit
 
 D, G, T = 32, 4, 7
+BLOCKS = ("extra", "minus")
 few = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=550, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Minus(torch.nn.Module):
+    """Twice the input minus what is handed beside it."""
+
+    def forward(self, x, view, mask, injected):
+        return 2 * x - injected
 
 
 @st.composite
@@ -26,6 +34,14 @@ def plans(draw):
     """Loops and visits over three layers and an extra block, shared slots, registers, rounds without gradient."""
 
     def visit():
+        if draw(st.integers(0, 5)) == 0:  # a block without keys and values, that is handed a second state
+            return Visit(
+                "minus",
+                ("h",),
+                draw(st.sampled_from(["h", "z"])),
+                "",
+                inject=draw(st.sampled_from([("z",), ("h", "z")])),
+            )
         block = draw(st.sampled_from([0, 1, 2, "extra"]))
         reads = draw(st.sampled_from([("h",), ("h", "z"), ("z",)]))
         # Slots of layers and of the extra block hold heads of the same shape in this model, so any may be shared.
@@ -43,12 +59,17 @@ def plans(draw):
 def programs(draw):
     """`(program, modules)`: one to three delay-1 edges, perhaps one of delay 0, with and without carries and norms."""
     plan = draw(plans())
-    modules = {"extra": TRMLayer(D, G), "start": Start(D), "carry": Residual(0.5, draw(st.booleans()), False)}
-    plain = compile_program(plan, (), LAYERS, ("extra",), {"z": "start"})
+    modules = {
+        "extra": TRMLayer(D, G),
+        "minus": Minus(),
+        "start": Start(D),
+        "carry": Residual(0.5, draw(st.booleans()), False),
+    }
+    plain = compile_program(plan, (), LAYERS, BLOCKS, {"z": "start"})
     blocks = [b for b in dict.fromkeys(step.block for step in plain.steps) if b != NORM]
     edges = []
     for i in range(draw(st.integers(1, 3))):
-        source = draw(st.sampled_from([*blocks, EMBED]))
+        source = draw(st.sampled_from([*blocks, EMBED, NORM]))
         target = draw(st.sampled_from(blocks))
         port = draw(st.sampled_from(["input", "output", "key", "value"]))
         discards = any(s.shares for s in plain.steps if s.block == target)
@@ -67,7 +88,7 @@ def programs(draw):
     if draw(st.booleans()):
         modules["blend"] = Blend(False, start=0.3)
         edges.append(Edge(EMBED, blocks[-1], "blend", "output", 0, "last"))
-    return compile_program(plan, tuple(edges), LAYERS, ("extra",), {"z": "start"}), modules
+    return compile_program(plan, tuple(edges), LAYERS, BLOCKS, {"z": "start"}), modules
 
 
 schedules = st.one_of(
@@ -114,6 +135,17 @@ def equals_recurrence(drawn, schedule):
 
 
 @torch.no_grad()
+def is_exact_so_far(drawn, k, G):
+    """Row 6 before the limit: positions 0..k after sweep k, 0..kG-1 after k rounds over G subsets."""
+    model, x = model_of(drawn), ids(2, T)
+    true = reference.recur(model, x)[1]
+    for schedule, exact in ((ut.Jacobi(k), k + 1), (ut.Cyclic(G, k), k * G), (ut.Jacobi(k, start="unmixed"), k)):
+        memory = model(x, schedule=schedule).memory
+        memory = memory if memory.dim() == 4 else memory[:, :, None]
+        assert exact == 0 or gap(memory[:, :exact], true[:, :exact]) < 1e-9, schedule
+
+
+@torch.no_grad()
 def decodes(drawn, sizes):
     """Row 3: any chunking of cached calls equals one forward."""
     model, x = model_of(drawn), ids(2, T)
@@ -142,6 +174,7 @@ def is_causal(drawn, schedule, t):
 CHECKS = {
     equals_reference: (programs(), schedules),
     equals_recurrence: (programs(), exact),
+    is_exact_so_far: (programs(), st.integers(0, 3), st.integers(1, 4)),
     decodes: (programs(), st.lists(st.integers(1, 3), max_size=4)),
     is_causal: (programs(), schedules, st.integers(0, T - 1)),
 }
