@@ -59,6 +59,7 @@ EXACT = [  # every schedule at its exact limit, for T positions
 INEXACT = [
     ut.Jacobi(2),
     ut.Jacobi(3, backward=1),
+    ut.Jacobi(2, settle=True),
     ut.Jacobi(1, loss="mean", start="unmixed"),
     ut.Jacobi(2, loss=(0.1, 0.3, 0.6)),
     ut.Interleaved(2),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from undertow.agree import largest
+from undertow.scan import settled
 from undertow.schedules import Converge, Cyclic, Schedule, strided
 from undertow.store import Written, take
 
@@ -65,7 +66,8 @@ def live_pass(
     solved = dict(written)
     frame = Frame(everywhere, r.requires_grad_() if grad else r, mixed_where(seq, everywhere, True))
     rows = executor.steps(executor.program.span, state, frame, seq, written)
-    left = executor.leave(rows, frame, seq)
+    settles = schedule.settle and executor.program.carries  # then the carries' own chain is part of the pass
+    left = settled(executor, rows, seq) if settles else executor.leave(rows, frame, seq)
     spanned = {register: rows[register] for register in executor.program.kept}
     if not (grad and left.requires_grad):
         return frame, left, spanned

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from undertow import plan
 from undertow.edges import Edge, output_of
 from undertow.model import UndertowForCausalLM
-from undertow.schedules import Converge, Jacobi, Schedule, Sequential
+from undertow.schedules import Converge, Cyclic, Jacobi, Schedule, Sequential
 
 ROUNDS = 3  # in which Converge is taken to converge where a cost must be stated: what it takes depends on the data
 
@@ -59,8 +59,13 @@ def training_flops(model: UndertowForCausalLM, T: int, schedule: Schedule | None
 
     Parameters that need no gradient cost none, nor do sweeps and rounds without gradient. Gradient checkpointing adds
     the forward of a visit to every backward through it (an upper bound: torch stops a recomputation early).
-    `schedule=None` is the model's own for training; others and errors as `forward_flops`.
+    `schedule=None` is the model's own for training; others and errors as `forward_flops`. Where a schedule draws its
+    depth, the mean over what it draws from.
     """
+    schedule = schedule or model.schedule
+    if isinstance(schedule, Jacobi) and schedule.sample:
+        depths = [replace(schedule, K=k, sample=None) for k in schedule.sample]
+        return sum(training_flops(model, T, fixed, batch) for fixed in depths) / len(depths)
     walk = _Walk(model, T, schedule or model.schedule, grad=True)
     return batch * (walk.forward + walk.products + walk.backward(walk.losses))
 
@@ -156,6 +161,8 @@ def _frames(schedule: Schedule, T: int, past: int) -> list[_Frame]:
     for sweep in schedule.sweeps(T):
         if sweep.measure:
             raise ValueError(f"{schedule} costs what the data need: give a number of rounds, Cyclic(G, n)")
+        if sweep.settle:  # a carry has no matrices
+            continue
         positions, rows = sweep.positions, len(sweep.positions)
         keys = past + (positions.stop if positions.step == 1 else T)
         frame = _Frame(rows, rows * keys, positions == range(T), sweep.grad and schedule.adjoint is None)
@@ -264,7 +271,8 @@ class _Walk:
                 if each:
                     readouts.append(self.read_out(rows, frame))
         if schedule.adjoint is not None:
-            frame, spanned = self.live_pass(schedule.adjoint, state, everything)
+            cyclic = isinstance(schedule, Cyclic) and schedule.solve == "cyclic"
+            frame, spanned = self.live_pass(schedule.adjoint, cyclic, state, everything)
         else:
             frame = replace(everything, memory=memory if schedule.readout == "newest" else entered, carried={})
         if not each:
@@ -274,15 +282,17 @@ class _Walk:
         head = _weights(self.model.get_output_embeddings())
         return [self.multiply(rows, head, h) for h, rows in readouts]
 
-    def live_pass(self, k: int, state: State, everything: _Frame) -> tuple[_Frame, dict[str, Node]]:
-        """The adjoint's pass over all positions, and the k products of its backward."""
-        r = self.node(LEAF, LEAF)  # a leaf of its own
+    def live_pass(self, k: int, cyclic: bool, state: State, everything: _Frame) -> tuple[_Frame, dict[str, Node]]:
+        """The adjoint's pass over all positions, and the k products (or rounds) of its backward."""
+        r, before = self.node(LEAF, LEAF), self.forward  # a leaf of its own
         frame = replace(everything, memory=r, carried={})
         rows = self.steps(self.program.span, state, frame)
         memory, spanned = self.leave(rows, frame), {register: rows[register] for register in self.program.kept}
         if memory is None:
             return frame, spanned
-        if k:
+        if k and cyclic:  # the rows of every subset once more, then k rounds back through them
+            self.products += self.forward - before + k * self.backward([memory, *spanned.values()], r)
+        elif k:
             self.products += self.backward(spanned.values(), r) + (k - 1) * self.backward([memory], r)
         after = self.node(memory if k else None, *spanned.values())
         return replace(everything, memory=after, carried={}), dict.fromkeys(spanned, after)
