@@ -220,8 +220,10 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{'.'.join([*keys, cause.key] if cause.key else keys)}: {cause}"
     dotted, section = ".".join(keys), model
     for key in keys[:-1]:
-        inner = section.model_fields[key].annotation
-        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else section
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        for inner in (annotation, *typing.get_args(annotation)):  # a section, or one that may be left out
+            if isinstance(inner, type) and typing.get_origin(inner) is None and issubclass(inner, BaseModel):
+                section = inner
     if first["type"] == "extra_forbidden":
         allowed = list(section.model_fields)
         return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"

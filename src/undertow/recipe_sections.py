@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +96,22 @@ class Backbone(Section):
             raise Bad("", one_line(error)) from error
 
 
+class Pause(Section):
+    """Pause tokens in the training rows: see `undertow.data.pause.Pauses`. Needs either `mean` or `replace`."""
+
+    token: str  # as the tokenizer spells it
+    mean: Annotated[float, Field(gt=0)] | None = None
+    replace: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    only_recurrent: bool = True
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        if (self.mean is None) == (self.replace is None):
+            raise Bad("", "needs either mean (copies inserted before a token) or replace (a probability)")
+        return self
+
+
 class Data(Section):
     """What is read: arguments of `undertow.data.build`."""
 
@@ -105,6 +122,20 @@ class Data(Section):
     validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
     validation_rows: Positive | None = None
     cache_dir: str | None = None
+    pause: Pause | None = None
+
+
+class RecurrentWeight(Section):
+    """Weight of the carried state over training: from `start` to `end` while `warmup` (of all steps) lasts, then `end`.
+
+    T2MLR's curriculum (arXiv 2607.15178). `exponential` is the square of `linear`, as published; `step` stays at
+    `start` until the warm-up is over.
+    """
+
+    start: Annotated[float, Field(ge=0)] = 0.0
+    end: Annotated[float, Field(ge=0)] = 1.0
+    shape: Literal["linear", "cosine", "exponential", "step"] = "linear"
+    warmup: Fraction = 1.0
 
 
 class Training(Section):
@@ -117,10 +148,15 @@ class Training(Section):
     accumulation: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     recurrent_lr: Annotated[float, Field(gt=0)] = 1.0  # multiplies learning_rate for the parameters under `undertow.`
+    lr_groups: dict[str, Annotated[float, Field(ge=0)]] = {}  # regex of a name: its multiplier; the last match wins
+    optimiser: Literal["adamw", "muon", "nanochat"] = "adamw"  # see `undertow.training.optimisers`
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "stable", "constant"] = "cosine"
     warmup: Fraction = 0.05  # of all steps
+    cooldown: Fraction = 0.5  # of all steps: how long a stable learning rate falls, linearly, at the end
+    floor: Fraction = 0.0  # where cosine, linear and stable end, of the learning rate
+    recurrent_weight: RecurrentWeight | None = None
     clip: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
@@ -129,6 +165,23 @@ class Training(Section):
     keep: Positive = 2
     workers: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = True
+    statistics: bool = True  # of gates and norms, at logging steps
+
+    @field_validator("lr_groups")
+    @classmethod
+    def _regexes(cls, value):
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise Bad("", f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _phases(self):
+        if self.decay == "stable" and self.warmup + self.cooldown > 1:
+            raise Bad("cooldown", f"{self.cooldown}: with warmup {self.warmup} it exceeds all steps")
+        return self
 
 
 class Evaluation(Section):
