@@ -58,6 +58,7 @@ class Statistics(TrainerCallback):
         self.found = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
 
 
+@torch.no_grad()
 def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Scalars that describe one call `y = mixer(x, m, a)`, float32.
 
@@ -78,11 +79,10 @@ def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> 
                 f"{name}_open": (gate > OPEN).float().mean(),
             }
     values |= {f"norm_{name}": t.float().norm(dim=-1).mean() for name, t in (("x", x), ("m", m), ("out", y))}
-    scalars = {name: p.detach().float() for name, p in mixer.named_parameters() if p.numel() == 1}
+    scalars = {name: p.float() for name, p in mixer.named_parameters() if p.numel() == 1}
     return values | {name: value.reshape(()) for name, value in scalars.items()}
 
 
-@torch.no_grad()
 def _gates(mixer: nn.Module, x: Tensor, m: Tensor) -> dict[str, Tensor]:
     """The mixer's gates again, without dropout, so that no random number is drawn.
 
