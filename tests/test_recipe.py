@@ -111,7 +111,7 @@ def test_both_spellings_of_a_component_are_one():
         ),
         (
             {"training": {"recurrent_weight": {"steps": 0}}},
-            "training.recurrent_weight.steps: unknown key (value 0); did you mean 'step'? allowed: start, end, shape, warmup",
+            "training.recurrent_weight.steps: unknown key (value 0); allowed: start, end, shape, warmup",
         ),
         ({"data": {"pause": {"token": "x"}}}, "data.pause: needs either mean"),
         ({"data": {"pause": {"mean": 1.0}}}, "data.pause.token: missing"),
