@@ -16,6 +16,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,21 @@ import undertow.model  # noqa: F401 (registers the Auto classes)
 from undertow import recipe as recipes
 from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
+from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits, samples, speed
 from undertow.recipe import Recipe, RecipeError, component
 from undertow.schedules import Converge, Sequential
-from undertow.training import budget, checkpoints, trainer
-from undertow.training.callbacks import Clock, Curve, Metrics, read_metrics
+from undertow.training import budget, checkpoints, optimisers, trainer
+from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics, read_metrics
 from undertow.training.precision import device_of
+from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights depend on.
-FREE = {"training": ("log_every", "save_every", "keep", "workers", "tensorboard"), "data": ("cache_dir",)}
+FREE = {
+    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics"),
+    "data": ("cache_dir",),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,16 @@ def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
 def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`."""
     with _processes().main_process_first():
-        return build(**{name: getattr(recipe.data, name) for name in type(recipe.data).model_fields})
+        return build(**recipe.data.model_dump(exclude={"pause"}))
+
+
+def training_rows(recipe: Recipe, data):
+    """The rows to train on, with the recipe's pauses. Raises ValueError: the pause token is not in the vocabulary."""
+    pause = recipe.data.pause
+    if pause is None:
+        return data.train
+    token = token_id(data.tokenizer, pause.token)
+    return Paused(data.train, Pauses(token, pause.mean, pause.replace, pause.seed, pause.only_recurrent))
 
 
 def build_model(recipe: Recipe, tokenizer=None):
@@ -195,22 +210,25 @@ def train(
         )
         return {"bits_per_byte": found.bits_per_byte}
 
-    clock = Clock()
-    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard)
-    arguments = trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where)
+    clock, looked = Clock(), Statistics() if settings.statistics else None
+    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked)
+    watching: list[TrainerCallback] = [clock, metrics]
+    if looked is not None:
+        watching.append(looked)
+    if settings.recurrent_weight is not None:
+        watching.append(Curriculum(model, settings.recurrent_weight))
+    if settings.optimiser == "nanochat":
+        watching.append(optimisers.NanochatMuon(settings.weight_decay))
+    if recipe.evaluation.points:
+        watching.append(Curve(recipe.evaluation.points))
     worker = trainer.UndertowTrainer(
         model=model,
-        args=arguments,
-        train_dataset=data.train,
+        args=trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where),
+        train_dataset=training_rows(recipe, data),
         data_collator=collate,
         processing_class=data.tokenizer,
-        callbacks=[
-            clock,
-            metrics,
-            *([Curve(recipe.evaluation.points)] if recipe.evaluation.points else []),
-            *callbacks,
-        ],
-        recurrent_lr=settings.recurrent_lr,
+        callbacks=[*watching, *callbacks],
+        optimiser=partial(optimisers.build, settings=settings, batch_tokens=rows * seq_len),
         flops_per_row=row_flops,
         measure=curve,
     )
