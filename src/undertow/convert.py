@@ -47,6 +47,7 @@ T2MLR_NAMES: Names = {
 # reads (depths, detaching, initialisation, dropout, checkpointing) is not here: it changes nothing in a saved model.
 T2MLR_SETTINGS: Mapping[str, tuple[Any, tuple]] = {
     "t2mlr_enabled": (True, (True,)),
+    "recurrent_mixing_module_name": ("none", ("gated",)),
     "recurrent_skip_to_l_end": (False, (False,)),
     "pre_norm_streams": (False, (False,)),
     "post_norm": (False, (False,)),
@@ -152,22 +153,19 @@ def read_t2mlr(config: Mapping) -> Published:
         if said.get(gate) is None:
             said[gate] = said.get("use_learnable_gate", False)
     carried = said.get(CARRY, False)
-    time = {
-        "method": "T2MLR",
-        "start": said.get("l_start", 0),
-        "end": said.get("l_end", -1),
-        "mixer": said.get("recurrent_mixing_module_name", "none"),
-        "project": said.get("use_recurrent_projection", False),
-        "carry": "residual" if carried else None,
-        "carry_weight": said.get(f"{CARRY}_weight", 1.0),
-        "carry_norm": said.get(f"{CARRY}_post_norm", False),
-        "carry_detach": said.get(f"{CARRY}_detach", False),
-    }
-    Method.from_dict(time, "time")  # a mixer that we lack is named here, before its settings are looked at
     for name, (default, allowed) in {**T2MLR_SETTINGS, **(CARRY_SETTINGS if carried else {})}.items():
         if said.get(name, default) not in allowed:
             only = " or ".join(map(repr, allowed))
             raise ValueError(f"{name}={said.get(name, default)!r}: only {only} can be imported")
+    project = "linear" if said.get("use_recurrent_projection", False) else None
+    time = {"method": "T2MLR", "start": said.get("l_start", 0), "end": said.get("l_end", -1), "project": project}
+    if carried:
+        time |= {
+            "carry": "residual",
+            "carry_weight": said.get(f"{CARRY}_weight", 1.0),
+            "carry_norm": said.get(f"{CARRY}_post_norm", False),
+            "carry_detach": said.get(f"{CARRY}_detach", False),
+        }
     dead = sorted(name for name in said if DEAD.fullmatch(name))
     if dead:
         line = f"settings without a meaning, which the published code never reads: {', '.join(dead)}"
@@ -176,7 +174,7 @@ def read_t2mlr(config: Mapping) -> Published:
     if not isinstance(base, dict):
         raise ValueError(f"base_config={base!r}: a T2MLR config.json holds the config of its backbone there")
     width = base.get("hidden_size", base.get("n_embd"))
-    if time["project"] and said.get("recurrent_projection_dim") not in (None, width):
+    if project and said.get("recurrent_projection_dim") not in (None, width):
         dim = said["recurrent_projection_dim"]
         raise ValueError(f"recurrent_projection_dim={dim}: only None and the width, {width}, can be imported")
     base = base | {"model_type": config.get("base_model_type") or base.get("model_type")}

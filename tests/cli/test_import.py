@@ -26,7 +26,7 @@ def call(capsys, *arguments):
 @pytest.fixture
 def published(tmp_path):
     """A tiny T2MLR checkpoint in a folder, and the model it came from."""
-    model = build(time=ut.T2MLR(0, 2, project=False))
+    model = build(time=ut.T2MLR(0, 2, project=None))
     tensors = {}
     for name, x in model.state_dict().items():
         name = name.replace("backbone.", "t2mlr_model.").replace("layers.0.", "layers.0.model.")
