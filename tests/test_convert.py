@@ -33,7 +33,9 @@ def published_t2mlr(model, outer="t2mlr_model.") -> dict[str, torch.Tensor]:
     for name, x in model.state_dict().items():
         if name in MIXER:
             found[f"{outer}{block}.{START}.t2mlr_mixing_module.{MIXER[name]}"] = x
-        elif not (name == "backbone.lm_head.weight" and model.config.backbone.tie_word_embeddings):
+        elif name.startswith("backbone.") and not (
+            name == "backbone.lm_head.weight" and model.config.backbone.tie_word_embeddings
+        ):
             bare = name.removeprefix("backbone.")
             found[outer + bare.replace(f"{block}.{START}.", f"{block}.{START}.model.")] = x
     return {name: x.clone() for name, x in found.items()}

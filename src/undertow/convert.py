@@ -62,6 +62,8 @@ T2MLR_SETTINGS: Mapping[str, tuple[Any, tuple]] = {
 }
 CARRY = "recurrent_residual_to_recurrent_cache"
 CARRY_SETTINGS = {f"{CARRY}_post_norm_eps": (1e-6, (1e-6,)), f"{CARRY}_post_norm_clamp": (5.0, (5.0,))}
+# Buffers of ours that it has no tensor for, since it has no such thing: they stay as they are built.
+T2MLR_OURS_ALONE = ("undertow.memory_mixer.strength",)
 # Settings that their own code never reads.
 DEAD = re.compile(r"recurrent_weight|orig_weight|eval_batch_forward|(use_)?recurrent_weight_curriculum\w*")
 
@@ -320,7 +322,7 @@ def fill(model: UndertowForCausalLM, theirs: Mapping[str, Tensor], names: Names)
         else:
             place[mine] = name
     filled = {ours[mine].data_ptr(): mine for mine in place}  # tied tensors are one
-    missing = [name for name, x in ours.items() if x.data_ptr() not in filled]
+    missing = [name for name, x in ours.items() if x.data_ptr() not in filled and name not in T2MLR_OURS_ALONE]
     if missing or unused:
         raise ValueError("; ".join(_some(*what) for what in (("missing", missing), ("unused", unused)) if what[1]))
     for mine, name in place.items():

@@ -28,13 +28,13 @@ def published(tmp_path):
     """A tiny T2MLR checkpoint in a folder, and the model it came from."""
     model = build(time=ut.T2MLR(0, 2, project=None))
     tensors = {}
-    for name, x in model.state_dict().items():
+    for name, x in model.named_parameters():
         name = name.replace("backbone.", "t2mlr_model.").replace("layers.0.", "layers.0.model.")
         for theirs, ours in MIXER.items():
             name = name.replace(f"memory_mixer.{ours}", theirs)
         name = name.replace("memory_mixer.scale_m", "rezero_gamma_recurrent_gate")
         name = name.replace("memory_mixer.scale_x", "rezero_gamma_input_gate")
-        tensors[name.replace("undertow.", "t2mlr_model.model.layers.0.t2mlr_mixing_module.")] = x.contiguous()
+        tensors[name.replace("undertow.", "t2mlr_model.model.layers.0.t2mlr_mixing_module.")] = x.detach()
     config = {"model_type": "t2mlr", "l_end": 2, "recurrent_mixing_module_name": "gated", "use_learnable_gate": True}
     config |= {"base_config": model.config.backbone.to_dict(), "recurrent_weight": 0.5}  # l_start: left at its default
     folder = tmp_path / "theirs"
