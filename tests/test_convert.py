@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import undertow as ut
-from models import V, build, ids
-from undertow import convert
-from undertow.convert import import_checkpoint, rename, unstacked
+from models import build, ids
+from undertow import convert, published
+from undertow.convert import import_checkpoint, rename
 
 MIXER = {
     "undertow.memory_projection.weight": "recurrent_projection.weight",
@@ -78,7 +78,7 @@ CASES = {
     "carry": (
         "llama",
         dict(carry="residual", carry_norm=True, carry_weight=0.5),
-        CARRY | {f"{convert.CARRY}_post_norm": True, f"{convert.CARRY}_weight": 0.5},
+        CARRY | {f"{published.CARRY}_post_norm": True, f"{published.CARRY}_weight": 0.5},
     ),
     "carry without norm": ("llama", dict(carry="residual", carry_norm=False), CARRY),
     "no projection": ("llama", dict(project=None), {"use_recurrent_projection": False}),
@@ -226,7 +226,7 @@ def test_tied_tensors_may_come_twice_but_must_agree(tmp_path):
         ({"mixing_module_kwargs": {"use_rezero_residual": False}}, "use_rezero_residual=False: only True"),
         ({"mixing_module_kwargs": {"disable_x_branch": True}}, "disable_x_branch=True: only False"),
         ({"mixing_module_kwargs": "{}"}, "mixing_module_kwargs='{}': must be a mapping"),
-        (CARRY | {f"{convert.CARRY}_post_norm_clamp": 3.0}, "post_norm_clamp=3.0: only 5.0"),
+        (CARRY | {f"{published.CARRY}_post_norm_clamp": 3.0}, "post_norm_clamp=3.0: only 5.0"),
         ({"l_start": 9}, "start=9: the model has 4 layers"),
         ({"l_start": 3, "l_end": 1}, "start must not be greater than end"),
         ({"base_model_type": "tinyllama"}, "backbone model_type 'tinyllama' is not supported"),
@@ -347,127 +347,3 @@ def test_folders(tmp_path):
     (tmp_path / "full" / "config.json").write_text(json.dumps(config_of(model)))
     with pytest.raises(FileNotFoundError, match="holds no weights"):
         import_checkpoint(tmp_path / "full", tmp_path / "ours")
-
-
-# ------------------------------------------------------------------ LRT: names and splits, as pure functions
-
-L, D, G, E, C = 4, 32, 2, 8, 12  # C: channels the gate reads
-
-
-def published_lrt(gate="triple_gate", c=C) -> dict[str, torch.Tensor]:
-    """A dict of tensors under the names of LRT's code."""
-    shapes = {"transformer.wte.weight": (V, D), "lm_head.weight": (V, D)}
-    shapes |= dict.fromkeys(("resid_lambdas", "x0_lambdas", "interleaved_lambdas"), (L,))
-    for i in range(L):
-        attention = {"c_q": (D, D), "c_k": (G * E, D), "c_v": (G * E, D), "c_proj": (D, D), gate: (3 * G, c)}
-        shapes |= {f"transformer.h.{i}.attn.{n}.weight": s for n, s in attention.items()}
-        shapes |= {f"transformer.h.{i}.mlp.c_fc.weight": (4 * D, D), f"transformer.h.{i}.mlp.c_proj.weight": (D, 4 * D)}
-        shapes |= {f"interleaved_init_value_embeds.{i}.weight": (V, G * E)}
-        shapes |= {f"interleaved{kind}_projections.{i}.W_v.weight": (G * E, D) for kind in ("", "_key")}
-    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-
-
-def ours_of(theirs, kv_heads=G):
-    return {rename(name, convert.LRT_NAMES): x for name, x in unstacked(theirs, kv_heads).items()}
-
-
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_lrt_names(prefix):
-    theirs = published_lrt()
-    ours = {rename(prefix + name, convert.LRT_NAMES): x for name, x in unstacked(theirs, G).items()}
-    layer = "backbone.model.layers.{i}."
-    expected = {
-        "backbone.model.embed_tokens.weight": "transformer.wte.weight",
-        "backbone.lm_head.weight": "lm_head.weight",
-    }
-    for i in range(L):
-        h = f"transformer.h.{i}."
-        expected |= {
-            f"{layer}self_attn.q_proj.weight".format(i=i): f"{h}attn.c_q.weight",
-            f"{layer}self_attn.k_proj.weight".format(i=i): f"{h}attn.c_k.weight",
-            f"{layer}self_attn.v_proj.weight".format(i=i): f"{h}attn.c_v.weight",
-            f"{layer}self_attn.o_proj.weight".format(i=i): f"{h}attn.c_proj.weight",
-            f"{layer}mlp.up_proj.weight".format(i=i): f"{h}mlp.c_fc.weight",
-            f"{layer}mlp.down_proj.weight".format(i=i): f"{h}mlp.c_proj.weight",
-            f"backbone.model.value_tables.{i}.weight": f"interleaved_init_value_embeds.{i}.weight",
-            f"undertow.memory_key_{i}.weight": f"interleaved_key_projections.{i}.W_v.weight",
-            f"undertow.memory_value_{i}.weight": f"interleaved_projections.{i}.W_v.weight",
-        }
-    for mine, name in expected.items():
-        assert torch.equal(ours.pop(mine), theirs[name]), mine
-    for i in range(L):
-        W_g = theirs[f"transformer.h.{i}.attn.triple_gate.weight"]
-        assert torch.equal(ours.pop(f"backbone.model.layers.{i}.scale.alpha"), theirs["resid_lambdas"][i : i + 1])
-        assert torch.equal(ours.pop(f"backbone.model.layers.{i}.scale.beta"), theirs["x0_lambdas"][i : i + 1])
-        assert torch.equal(ours.pop(f"undertow.residual_{i}.scale"), theirs["interleaved_lambdas"][i : i + 1])
-        assert torch.equal(ours.pop(f"backbone.model.layers.{i}.self_attn.value_gate.weight"), W_g[2 * G :])
-        wide = ours.pop(f"undertow.gate_{i}.gate.weight")
-        assert torch.equal(wide[:, :C], W_g[: 2 * G]) and not wide[:, C:].any() and wide.shape == (2 * G, D)
-    assert not ours
-
-
-def test_lrt_modules_of_a_real_model_are_all_there():
-    """On a backbone of the same sizes, exactly our modules are named, in our shapes."""
-    model = build(time=ut.LRT(-1, shared=False), head_dim=E)
-    mine = {name: x.shape for name, x in model.state_dict().items() if name.startswith("undertow.")}
-    found = {name: x.shape for name, x in ours_of(published_lrt()).items() if name.startswith("undertow.")}
-    assert found == mine
-
-
-@pytest.mark.parametrize("c", [C, D])
-@torch.no_grad()
-def test_lrt_gate_is_the_published_formula(c):
-    """`k = g_loc k_loc + g_mem k_mem`, `(g_loc, g_mem, g_tok) = 2 sig(W_g a[0:c])`, from their rows."""
-    theirs = published_lrt(c=c)
-    model = build(time=ut.LRT(-1, shared=False), head_dim=E)
-    model.undertow.load_state_dict(
-        {n.removeprefix("undertow."): x for n, x in ours_of(theirs).items() if n.startswith("undertow.")}
-    )
-    i, shape = 1, (2, 5, G, E)
-    a, m = (torch.randn(2, 5, D, dtype=torch.float64) for _ in range(2))
-    for kind, port in (("_key", "key"), ("", "value")):
-        local = torch.randn(2, 5, G * E, dtype=torch.float64)
-        g_loc, g_mem, _ = (
-            2 * torch.sigmoid(a[..., :c] @ theirs[f"transformer.h.{i}.attn.triple_gate.weight"].T)
-        ).split(G, -1)
-        carried = m @ theirs[f"interleaved{kind}_projections.{i}.W_v.weight"].T
-        expected = g_loc[..., None] * local.view(shape) + g_mem[..., None] * carried.view(shape)
-        ours = model.undertow[f"gate_{i}"](local, model.undertow[f"memory_{port}_{i}"](m), a)
-        assert torch.allclose(ours, expected.flatten(-2), rtol=1e-12)
-
-
-def test_lrt_gates_of_models_without_memory_and_mismatched_heads():
-    theirs = {"transformer.h.3.attn.ve_gate.weight": torch.randn(G, C), "value_embeds.3.weight": torch.randn(V, G * E)}
-    ours = ours_of(theirs)
-    assert set(ours) == {"backbone.model.layers.3.self_attn.value_gate.weight", "backbone.model.value_tables.3.weight"}
-    assert torch.equal(
-        ours["backbone.model.layers.3.self_attn.value_gate.weight"], theirs["transformer.h.3.attn.ve_gate.weight"]
-    )
-    assert set(ours_of(published_lrt("ve_gate"))) == set(ours_of(published_lrt()))
-    with pytest.raises(ValueError, match="triple_gate.weight has 6 rows: 3 key/value heads need 3 or 9"):
-        unstacked(published_lrt(), 3)
-
-
-def test_lrt_config():
-    config = dict(vocab_size=V, n_embd=D, n_layer=L, n_head=4, n_kv_head=G, sequence_len=64, use_interleaved=True)
-    found = convert.read_lrt(config | {"interleaved_num_passes": 3})
-    assert found.training == "Interleaved(S=3)"
-    assert (found.backbone["num_hidden_layers"], found.backbone["num_key_value_heads"]) == (L, G)
-    refined = config | {"use_interleaved": False, "use_multi_refine": True}
-    assert convert.read_lrt(refined).training == "Jacobi(K=2, loss='mean')"
-    weighted = refined | {"multi_refine_loss_weights": [0.1, 0.3, 0.6]}
-    assert convert.read_lrt(weighted).training == "Jacobi(K=2, loss=(0.1, 0.3, 0.6))"
-    with pytest.raises(ValueError, match="a plain model"):
-        convert.read_lrt(config | {"use_interleaved": False})
-    with pytest.raises(ValueError, match="n_kv_head is missing"):
-        convert.read_lrt({k: v for k, v in config.items() if k != "n_kv_head"})
-
-
-def test_a_nanochat_folder_is_recognised(tmp_path):
-    config = dict(vocab_size=V, n_embd=D, n_layer=L, n_head=4, n_kv_head=G, sequence_len=64, use_interleaved=True)
-    for step in (100, 200):
-        (tmp_path / f"meta_{step:06}.json").write_text(json.dumps({"step": step, "model_config": config}))
-        torch.save({"x": torch.full((1,), float(step))}, tmp_path / f"model_{step:06}.pt")
-    torch.save({"y": torch.zeros(1)}, tmp_path / "optim_000200_rank0.pt")
-    assert convert.read_config(tmp_path) == config
-    assert convert.read_tensors(tmp_path) == {"x": torch.tensor([200.0])}
