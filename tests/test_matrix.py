@@ -21,7 +21,7 @@ DEPTHS = [
 TIMES = [
     None,
     ut.T2MLR(1, 2),
-    ut.T2MLR(2, 2, carry="residual", project=False),
+    ut.T2MLR(2, 2, carry="residual", project=None),
     ut.T2MLR(0, -1, carry="residual", carry_detach=False, carry_norm=False, carry_weight=0.5),
     ut.LRT(),
     ut.LRT(1, shared=False),

@@ -50,7 +50,7 @@ def by_hand(module, x, m, a):
         Add,
         Scaled,
         lambda: Gated(D),
-        lambda: Gated(D, gain=0.0, bias=0.2),
+        lambda: Gated(D, gain=0.0, init_m=0.2, init_x=0.7),
         lambda: HeadGate(D, G, retrofit=False),
         lambda: HeadGate(D, G, retrofit=True),
         lambda: Blend(False),
