@@ -2,8 +2,8 @@
 
 T2MLR's residual is a long, almost undamped memory: D parallel sweeps cut it off at about D tokens, and D rounds over G
 subsets at about D G. `settle` runs the carry to the end of the text after every sweep. The model is the published
-measurement's (8 layers, width 256, span 2..5, random weights, outer gate tanh(g), residual and its norm on); the error is
-max |logit difference to the true recurrence| / mean |logit|, in float32.
+measurement's (8 layers, width 256, span 2..5, random weights, outer gate tanh(g), residual and its norm on); the error
+is max |logit difference to the true recurrence| / mean |logit|, in float32.
 """
 
 import json
@@ -35,7 +35,7 @@ def build(gate: float) -> ut.UndertowForCausalLM:
     config = LlamaConfig(
         vocab_size=512, hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4
     )
-    model = ut.from_scratch(config, time=ut.T2MLR(2, 5, carry="residual", gain=1e-2)).eval()
+    model = ut.from_scratch(config, time=ut.T2MLR(2, 5, carry="residual", mixer_options={"gain": 1e-2})).eval()
     with torch.no_grad():
         model.undertow["memory_mixer"].scale_m.fill_(gate)
         model.undertow["memory_mixer"].scale_x.fill_(-0.2)

@@ -48,7 +48,7 @@ def test_adjoint_k_is_k_plus_one_live_sweeps(time, k, settle):
         model.program.carries
     )  # a live sweep then runs the carry to the end of the text, as the adjoint's pass does
     live = gradients(model, weighted(model(x, schedule=ut.Jacobi(T + k, backward=k, settle=settle)).logits))
-    solved = model(x, schedule=ut.Cyclic(8, 3, adjoint=k))
+    solved = model(x, schedule=ut.Jacobi(T, adjoint=k, settle=True) if settle else ut.Cyclic(8, 3, adjoint=k))
     assert gradient_gap(gradients(model, weighted(solved.logits)), live) < 1e-10
     further = gradients(model, weighted(model(x, schedule=ut.Jacobi(T + k + 2, backward=k + 2, settle=settle)).logits))
     assert gradient_gap(live, further) > 1e-6  # each further sweep counts: the comparison above can fail
