@@ -149,7 +149,7 @@ def test_both_spellings_of_a_component_are_one():
         ({"time": "T2MLR(1, 9)"}, "9: the model has 4 layers"),
         ({"time": "LRT(9)"}, "time: LRT source=9: the model has 4 layers"),
         ({"time": "T2MLR(1,"}, "time: 'T2MLR(1,': must be a name or a call"),
-        ({"schedule": "Cyclic(1, 2, 'last', None, None, 6)"}, "Cyclic takes at most 5 values"),
+        ({"schedule": "Cyclic(1, 2, 'last', None, None, 'jacobi', 7)"}, "Cyclic takes at most 6 values"),
         ({"schedule": "Cyclc"}, "schedule.kind: 'Cyclc' is unknown; did you mean 'Cyclic'? allowed: Sequential,"),
         ({"schedule": {"kind": "Cyclic", "G": 0}}, "schedule: Cyclic G=0: must be a whole number of at least 1"),
         ({"schedule": 3}, "schedule: 3: must be a mapping with the key kind"),

@@ -25,6 +25,7 @@ from undertow.recipe_sections import (
     Bad,
     Data,
     Evaluation,
+    Future,
     RecipeError,
     Section,
     Training,
@@ -48,6 +49,7 @@ class Recipe(Section):
     depth: Any = None
     time: Any = None
     schedule: Any = None
+    future: Future | None = None
     data: Data = Data()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -78,6 +80,8 @@ class Recipe(Section):
                         getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
                 except ValueError as error:
                     raise Bad(section, one_line(error)) from error
+            if self.future is not None and not -shape.layers <= self.future.source < shape.layers:
+                raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
         return self
 
     @classmethod
@@ -97,7 +101,7 @@ class Recipe(Section):
     def to_dict(self) -> dict:
         """Plain values, every default written out; `Recipe.parse` is the inverse."""
         plain: dict = {"name": self.name, "seed": self.seed}
-        for section in ("backbone", "depth", "time", "schedule", "data", "training", "evaluation"):
+        for section in ("backbone", "depth", "time", "schedule", "future", "data", "training", "evaluation"):
             held = getattr(self, section)
             if held is not None:
                 plain[section] = held.to_dict() if section in WORDS else held.model_dump(exclude_none=True)

@@ -157,6 +157,7 @@ class Training(Section):
     cooldown: Fraction = 0.5  # of all steps: how long a stable learning rate falls, linearly, at the end
     floor: Fraction = 0.0  # where cosine, linear and stable end, of the learning rate
     recurrent_weight: RecurrentWeight | None = None
+    train_only: str | None = None  # regex: parameters whose names do not match are frozen
     clip: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
@@ -167,10 +168,10 @@ class Training(Section):
     tensorboard: bool = True
     statistics: bool = True  # of gates and norms, at logging steps
 
-    @field_validator("lr_groups")
+    @field_validator("lr_groups", "train_only")
     @classmethod
     def _regexes(cls, value):
-        for pattern in value:
+        for pattern in value if isinstance(value, dict) else [value] if value else []:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -182,6 +183,16 @@ class Training(Section):
         if self.decay == "stable" and self.warmup + self.cooldown > 1:
             raise Bad("cooldown", f"{self.cooldown}: with warmup {self.warmup} it exceeds all steps")
         return self
+
+
+class Future(Section):
+    """Heads that predict tokens further ahead: the arguments of `undertow.future.FutureHeads`."""
+
+    heads: Positive = 4
+    layers: Positive = 2
+    source: int = -1
+    weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(strict=False)] | None = None
+    trunk: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Evaluation(Section):

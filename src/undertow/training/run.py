@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -26,13 +27,13 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-import undertow.model  # noqa: F401 (registers the Auto classes)
 from undertow import recipe as recipes
 from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
-from undertow.evaluation import bits, samples, speed
+from undertow.evaluation import bits, future, samples, speed
+from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError, component
 from undertow.schedules import Converge, Sequential
 from undertow.training import budget, checkpoints, optimisers, trainer
@@ -161,7 +162,19 @@ def build_model(recipe: Recipe, tokenizer=None):
         raise RecipeError(
             f"data.seq_len: {recipe.data.seq_len} exceeds the backbone's {config.max_position_embeddings} positions"
         )
-    return undertow.model.from_scratch(config, **parts) if lm is None else undertow.model.wrap(lm, **parts)
+    parts["future"] = None if recipe.future is None else recipe.future.model_dump()
+    model = from_scratch(config, **parts) if lm is None else wrap(lm, **parts)
+    if recipe.training.train_only is not None:
+        freeze(model, recipe.training.train_only)
+    return model
+
+
+def freeze(model, pattern: str) -> None:
+    """Freeze every parameter whose name the regex does not match. Raises RecipeError if that is all of them."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(pattern, name) is not None)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"training.train_only: {pattern!r} matches no parameter; nothing would be trained")
 
 
 def train(
@@ -296,6 +309,8 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         if label(schedule) not in result["evaluations"]:
             result["evaluations"][label(schedule)] = bits_under(schedule)
     result["bits_true"] = result["evaluations"][label(Converge())]["bits_per_byte"]
+    if model.config.future is not None:
+        result["future"] = future.future_losses(model, rows, model.schedule, settings.batch_size)
     ids = torch.as_tensor(rows[0]["input_ids"])
     prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
     result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)

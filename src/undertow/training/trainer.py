@@ -92,7 +92,7 @@ class UndertowTrainer(Trainer):
         self.folder = Path(str(self.args.output_dir))  # of the checkpoints
         self.remove_callback(PrinterCallback)
         self.make_optimiser, self.flops_per_row, self.measure = optimiser, flops_per_row, measure
-        self._sweeps: list[torch.Tensor] = []
+        self._parts: dict[str, list[torch.Tensor]] = {}  # losses of sweeps and of heads since the last log
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -101,8 +101,12 @@ class UndertowTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # A micro-batch whose loss was divided by the whole batch's labels shows its share of it.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
         if model.training and outputs.sweep_losses is not None and len(outputs.sweep_losses) > 1:
-            self._sweeps.append(torch.stack([value.detach().float() for value in outputs.sweep_losses]))
+            self._parts.setdefault("sweep_loss", []).append(outputs.sweep_losses.detach().float() * share)
+        if model.training and outputs.future_losses is not None:
+            self._parts.setdefault("future_loss", []).append(outputs.future_losses.detach().float() * share)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -128,10 +132,10 @@ class UndertowTrainer(Trainer):
         return round(self.flops_per_row * len(inputs["input_ids"]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._sweeps and "loss" in logs:
-            means = torch.stack(self._sweeps).mean(0).tolist()
-            logs.update({f"sweep_loss_{i}": value for i, value in enumerate(means)})
-            self._sweeps.clear()
+        if "loss" in logs:
+            for name, seen in self._parts.items():
+                logs.update({f"{name}_{i}": value for i, value in enumerate(torch.stack(seen).mean(0).tolist())})
+            self._parts.clear()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
