@@ -139,7 +139,7 @@ def test_planted_adjoint_one_product_short(monkeypatch):
     from test_adjoint import test_adjoint_k_is_k_plus_one_live_sweeps as row
 
     def plant(patch):
-        stop = adjoint._stop
-        patch.setattr(adjoint, "_stop", lambda done, k, *rest: stop(done, max(k - 1, 1), *rest))
+        product = adjoint._Parallel
+        patch.setattr(adjoint, "_Parallel", lambda k, *rest: product(max(k - 1, 1), *rest))
 
     check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3, False), TIME, plant)
