@@ -245,8 +245,8 @@ class _Token:
         """A round that nobody ran: its keys and values are those of each row's last one."""
         for place, step in enumerate(steps):
             if not step.shares and place in self.last:
-                held = self.written.get(step.slot)
-                self._write(step.slot, *(held[0] if held else (None, None)), self.last[place])
+                k, v = self.written[step.slot][0] if step.slot in self.written else (None, None)
+                self._write(step.slot, k, v, self.last[place])
 
     def _write(self, slot: str, k: Tensor | None, v: Tensor | None, new: KV):
         positions = self.frame.positions

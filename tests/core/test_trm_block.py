@@ -287,7 +287,7 @@ CASES = [
     Case("gpt2", ut.TRMBlock(form="branch", inner=1, layers=1), None),
     Case("gpt2", ut.TRMBlock(form="dual", inner=1, grad_cycles=2), ut.T2MLR(1, 2)),
     Case("llama", ut.TRMBlock(-1, form="dual", inner=1, gate=None, layers=1), None),
-    Case("gpt2", ut.TRMBlock(0, gate=None, inner=1, layers=1), ut.LRT(2, residual=False, key=False)),
+    Case("gpt2", ut.TRMBlock(0, gate=None, inner=1, layers=1), ut.T2MLR(2, 3)),
     Case("llama", ut.TRMBlock(form="branch", inner=1, layers=1, outer=3), ut.T2MLR(1, 2)),
 ]
 ROWS = [

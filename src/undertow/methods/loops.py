@@ -39,7 +39,7 @@ class Concat(nn.Module):
 def _looped(
     start: int, end: int, shape, times: int, inject: bool | str, retrofit: bool, grad_last: int | None = None
 ) -> Parts:
-    """Layers start..end `times` over. What entered the loop is injected into every round (concat), or all but the first.
+    """Layers start..end `times` over. What entered it is injected into every round (concat), or all but the first.
 
     The mixer exists whatever the count, so that a model can be run with another one.
     """
