@@ -84,7 +84,7 @@ class HeadGate(nn.Module):
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
     def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a))).chunk(2, -1)
+        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))).chunk(2, -1)
         heads = (self.kv_heads, -1)
         mixed = g_loc[..., None] * x.unflatten(-1, heads) + g_mem[..., None] * m.unflatten(-1, heads)
         mixed = mixed.flatten(-2)
