@@ -36,7 +36,7 @@ CONFIGS = {
     "olmo2": lambda: Olmo2Config(**_GROUPED),
     "nanochat": lambda: NanoChatConfig(**_GROUPED),
     "undertow_nanochat": lambda: ut.UndertowNanoChatConfig(
-        **_GROUPED, value="alternate", value_gate_channels=12, sliding_window=5, final_logit_softcapping=4.0
+        **_GROUPED, value="every", value_gate_channels=12, sliding_window=5, final_logit_softcapping=4.0
     ),
     "gpt2": lambda: GPT2Config(
         n_embd=32, n_layer=LAYERS, n_head=4, vocab_size=V, n_positions=96, attn_pdrop=0.0, resid_pdrop=0.0,

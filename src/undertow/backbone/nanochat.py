@@ -75,7 +75,13 @@ class UndertowNanoChatConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             self._need(name, getattr(self, name) >= 1, "at least 1")
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -114,7 +120,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
 
     @classmethod
     def from_depth(cls, layers: int, **fields: Any) -> UndertowNanoChatConfig:
-        """nanochat's one dial: width 64 L rounded up to heads of 128, T = 2048, 32,768 tokens unless `fields` says so."""
+        """nanochat's one dial: width 64 L, rounded up to heads of 128; T = 2048 and V = 32,768 unless `fields` differ."""
         heads = max(1, ceil(64 * layers / 128))
         sizes = {"num_hidden_layers": layers, "hidden_size": 128 * heads, "num_attention_heads": heads}
         return cls(**(sizes | fields))
@@ -262,8 +268,8 @@ class _PreTrained(PreTrainedModel):
             init.constant_(module.beta, 0.1)
         elif isinstance(module, UndertowNanoChatModel):
             init.normal_(module.embed_tokens.weight, std=1.0)
-            for table in module.value_tables.values():
-                init.uniform_(table.weight, -bound, bound)
+            for table in module.value_tables.parameters():
+                init.uniform_(table, -bound, bound)
         elif isinstance(module, UndertowNanoChatForCausalLM):
             init.normal_(module.lm_head.weight, std=0.001)
 
@@ -323,7 +329,7 @@ class UndertowNanoChatModel(_PreTrained):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         rows_1T = torch.arange(past, past + x.shape[1], device=x.device)[None]
         position_ids = rows_1T if position_ids is None else position_ids
-        made: dict[str, Tensor | None] = {}
+        made: dict[str, Any] = {}
         for kind, make in ((WINDOWS["L"], create_causal_mask), (WINDOWS["S"], create_sliding_window_causal_mask)):
             if kind in self.config.layer_types:
                 made[kind] = make(self.config, x, attention_mask, past_key_values, position_ids)
