@@ -120,7 +120,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
 
     @classmethod
     def from_depth(cls, layers: int, **fields: Any) -> UndertowNanoChatConfig:
-        """nanochat's one dial: width 64 L, rounded up to heads of 128; T = 2048 and V = 32,768 unless `fields` differ."""
+        """nanochat's one dial: width 64 L, rounded up to heads of 128. `fields` override the rest (T = 2048)."""
         heads = max(1, ceil(64 * layers / 128))
         sizes = {"num_hidden_layers": layers, "hidden_size": 128 * heads, "num_attention_heads": heads}
         return cls(**(sizes | fields))
