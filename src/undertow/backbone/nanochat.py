@@ -60,9 +60,9 @@ class UndertowNanoChatConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     max_position_embeddings: int = 2048
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
-    final_logit_softcapping: float = 15.0
+    rope_theta: float | int = 10_000.0
+    rms_norm_eps: float | int = 1e-6
+    final_logit_softcapping: float | int = 15.0
     value: str = "alternate"
     value_gate_channels: int = 0
     window_pattern: str = "SSSL"
@@ -75,43 +75,45 @@ class UndertowNanoChatConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            self._need(name, getattr(self, name) >= 1, "at least 1")
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        for name in sizes:
+            self._whole(name)
+        D, H, L = self.hidden_size, self.num_attention_heads, self.num_hidden_layers
         if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
+            self.intermediate_size = 4 * D
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
+            self.num_key_value_heads = H
         if self.head_dim is None:
-            self._need("hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of the heads")
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self._need("hidden_size", D % H == 0, f"a multiple of num_attention_heads={H}")
+            self.head_dim = D // H
         if self.sliding_window is None:
             self.sliding_window = max(1, self.max_position_embeddings // 2)
-        G, c = self.num_key_value_heads, self.value_gate_channels
-        self._need("intermediate_size", self.intermediate_size >= 1, "at least 1")
-        self._need("num_key_value_heads", G >= 1 and self.num_attention_heads % G == 0, "a divisor of the heads")
-        self._need("head_dim", self.head_dim >= 2 and self.head_dim % 2 == 0, "even, for the rotary embedding")
+        for name in ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window"):
+            self._whole(name)
+        self._whole("value_gate_channels", 0)
+        self._need("value_gate_channels", self.value_gate_channels <= D, f"at most hidden_size={D}")
+        self._need("num_key_value_heads", H % self.num_key_value_heads == 0, f"a divisor of num_attention_heads={H}")
+        self._need("head_dim", self.head_dim % 2 == 0, "even, for the rotary embedding")
         for name in ("rope_theta", "rms_norm_eps", "final_logit_softcapping"):
-            self._need(name, getattr(self, name) > 0, "greater than 0")
+            number = getattr(self, name)
+            self._need(name, isinstance(number, int | float) and number > 0, "a number greater than 0")
         self._need("value", self.value in VALUES, f"one of {VALUES}")
-        self._need("value_gate_channels", 0 <= c <= self.hidden_size, f"between 0 and {self.hidden_size}")
-        pattern, L = self.window_pattern, self.num_hidden_layers
-        self._need("window_pattern", pattern != "" and not set(pattern) - set(WINDOWS), "letters S and L")
-        self._need("sliding_window", self.sliding_window >= 1, "at least 1")
+        pattern = self.window_pattern
+        self._need("window_pattern", isinstance(pattern, str) and set() < set(pattern) <= set(WINDOWS), "letters S, L")
         kinds = [WINDOWS[pattern[i % len(pattern)]] for i in range(L - 1)] + [WINDOWS["L"]]
         self._need("layer_types", self.layer_types in (None, kinds), f"left out, or what window_pattern says: {kinds}")
         self.layer_types = kinds
-        self._need("tie_word_embeddings", not self.tie_word_embeddings, "False: embedding and head start apart")
+        self._need("tie_word_embeddings", self.tie_word_embeddings is False, "False: embedding and head start apart")
         super().__post_init__(**kwargs)
 
     def _need(self, name: str, fits: bool, what: str):
         if not fits:
             raise ValueError(f"{type(self).__name__} {name}={getattr(self, name)!r}: must be {what}")
+
+    def _whole(self, name: str, least: int = 1):
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        self._need(name, whole and value >= least, f"a whole number of at least {least}")
 
     def has_table(self, layer: int) -> bool:
         """Whether a layer has a value table."""
@@ -124,6 +126,26 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         heads = max(1, ceil(64 * layers / 128))
         sizes = {"num_hidden_layers": layers, "hidden_size": 128 * heads, "num_attention_heads": heads}
         return cls(**(sizes | fields))
+
+
+class Reading(nn.Linear):
+    """A map of normed states; starts uniform with std 1/sqrt(D)."""
+
+
+class Silent(nn.Linear):
+    """A map that starts at zero: a layer's output, or what a gate reads."""
+
+
+class Table(nn.Embedding):
+    """A value vector for every token; starts as `Reading`."""
+
+
+class Head(nn.Linear):
+    """A projection whose result is float32 at least: the soft cap would be coarse in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Norm(nn.Module):
@@ -163,12 +185,12 @@ class Attention(nn.Module):
         D, H, G, E = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         assert G is not None and E is not None, "the config filled them in"
         self.layer_idx, self.head_dim, self.grouped = layer, E, G != H
-        self.q_proj = nn.Linear(D, H * E, bias=False)
+        self.q_proj = Reading(D, H * E, bias=False)
         if config.has_table(layer):
-            self.value_gate = nn.Linear(config.value_gate_channels or D, G, bias=False)
-        self.k_proj = nn.Linear(D, G * E, bias=False)
-        self.v_proj = nn.Linear(D, G * E, bias=False)
-        self.o_proj = nn.Linear(H * E, D, bias=False)
+            self.value_gate = Silent(config.value_gate_channels or D, G, bias=False)
+        self.k_proj = Reading(D, G * E, bias=False)
+        self.v_proj = Reading(D, G * E, bias=False)
+        self.o_proj = Silent(H * E, D, bias=False)
         self.norm = Norm(config.rms_norm_eps)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -201,8 +223,8 @@ class MLP(nn.Module):
     def __init__(self, config: UndertowNanoChatConfig):
         super().__init__()
         assert config.intermediate_size is not None, "the config filled it in"
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.up_proj = Reading(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Silent(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x_BSD)).square())
@@ -254,24 +276,15 @@ class _PreTrained(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """The published start: layers write nothing, gates are 1, everything that reads has std 1/sqrt(D)."""
         bound = sqrt(3 / self.config.hidden_size)
-        if isinstance(module, Attention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.uniform_(projection.weight, -bound, bound)
-            init.zeros_(module.o_proj.weight)
-            if self.config.has_table(module.layer_idx):
-                init.zeros_(module.value_gate.weight)
-        elif isinstance(module, MLP):
-            init.uniform_(module.up_proj.weight, -bound, bound)
-            init.zeros_(module.down_proj.weight)
+        if isinstance(module, Reading | Table):
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, Silent):
+            init.zeros_(module.weight)
+        elif isinstance(module, Head | nn.Embedding):
+            init.normal_(module.weight, std=0.001 if isinstance(module, Head) else 1.0)
         elif isinstance(module, Scale):
             init.ones_(module.alpha)
             init.constant_(module.beta, 0.1)
-        elif isinstance(module, UndertowNanoChatModel):
-            init.normal_(module.embed_tokens.weight, std=1.0)
-            for table in module.value_tables.parameters():
-                init.uniform_(table, -bound, bound)
-        elif isinstance(module, UndertowNanoChatForCausalLM):
-            init.normal_(module.lm_head.weight, std=0.001)
 
 
 class UndertowNanoChatModel(_PreTrained):
@@ -282,7 +295,7 @@ class UndertowNanoChatModel(_PreTrained):
         assert config.num_key_value_heads is not None and config.head_dim is not None, "the config filled them in"
         L, V, K = config.num_hidden_layers, config.vocab_size, config.num_key_value_heads * config.head_dim
         self.embed_tokens = nn.Embedding(V, config.hidden_size)
-        self.value_tables = nn.ModuleDict({str(i): nn.Embedding(V, K) for i in range(L) if config.has_table(i)})
+        self.value_tables = nn.ModuleDict({str(i): Table(V, K) for i in range(L) if config.has_table(i)})
         self.layers = nn.ModuleList(Layer(config, i) for i in range(L))
         self.norm = Norm(config.rms_norm_eps)
         self.post_init()
@@ -338,14 +351,6 @@ class UndertowNanoChatModel(_PreTrained):
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             x = layer(x, past_key_values, made[kind], **context)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
-
-
-class Head(nn.Linear):
-    """A projection whose result is float32 at least: the soft cap would be coarse in bfloat16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class UndertowNanoChatForCausalLM(_PreTrained, GenerationMixin):
