@@ -273,6 +273,33 @@ def test_without_gamma_and_maps_it_is_the_baseline(method):
         assert gap(model(x, schedule=schedule).logits, baseline) < EXACT, schedule
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_how_far_one_pass_of_refinement_gets(seed):
+    """Random weights: stale keys make subsets worse than one whole pass at S = 2; refreshed, they are better."""
+    torch.manual_seed(seed)
+    sizes = ut.UndertowNanoChatConfig.from_depth(4, hidden_size=64, num_attention_heads=4, vocab_size=V, value="every")
+    model = ut.from_scratch(sizes, time=ut.LRT(shared=False)).double().eval()
+    for name, p in model.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            p.uniform_(-((3 / 64) ** 0.5), (3 / 64) ** 0.5)
+        elif "gate" in name:
+            p.normal_(std=1 / 8)
+    x = ids(4, 64, seed)
+    true = model(x, schedule=ut.Sequential()).memory
+
+    def distance(schedule):
+        return float((model(x, schedule=schedule).memory - true).norm() / true.norm())
+
+    one = distance(ut.Jacobi(1))
+    assert one < distance(ut.Interleaved(2)) < distance(ut.Jacobi(0))
+    for S in (2, 4, 8):
+        assert distance(ut.Interleaved(S, refresh=True)) < min(one, distance(ut.Interleaved(S))), S
+    assert distance(ut.Interleaved(32)) < distance(ut.Interleaved(16)) < one
+    errors = [distance(ut.Jacobi(k)) for k in (2, 3, 4)]
+    assert one > errors[0] > errors[1] > errors[2]
+
+
 def test_detached_refinement_is_a_sum_of_refinements_that_differentiate_their_last_pass():
     """`detach` between passes: the gradient of sum_k w_k L_k with every h^(k-1) held fixed."""
     model, x, weights = build(FAMILY, time=ut.LRT()), ids(2, T), (0.1, 0.3, 0.6)
