@@ -68,18 +68,19 @@ class HeadGate(nn.Module):
     """LRT's key and value mixer (arXiv 2605.26797): `g_loc x + g_mem m`, gates per token and key/value head.
 
     `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One module serves a layer's keys and
-    values, as published. `retrofit` wraps it in `x + tanh(s) (mix - x)` with s = 0.
+    values, as published. `channels`: how many channels of `a`, from the first, the gates read (None: all). `retrofit`
+    wraps it in `x + tanh(s) (mix - x)` with s = 0.
     """
 
-    def __init__(self, width: int, kv_heads: int, retrofit: bool):
+    def __init__(self, width: int, kv_heads: int, retrofit: bool, channels: int | None = None):
         super().__init__()
         self.kv_heads = kv_heads
-        self.gate = nn.Linear(width, 2 * kv_heads, bias=False)
+        self.gate = nn.Linear(channels or width, 2 * kv_heads, bias=False)
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
     def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a))).chunk(2, -1)
+        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))).chunk(2, -1)
         heads = (self.kv_heads, -1)
         mixed = g_loc[..., None] * x.unflatten(-1, heads) + g_mem[..., None] * m.unflatten(-1, heads)
         return opened(x, mixed.flatten(-2), self.scale)
@@ -359,7 +360,7 @@ class ExponentialRotationalGated(Mixer):
         return {"m": torch.sqrt(1 - A.square() + 1e-8) * i, "x": A, "rho": rho, "i": i}
 
 
-class Coconut(Mixer):
+class Replace(Mixer):
     """`m^`: the memory replaces x (a baseline after Coconut, arXiv 2412.06769)."""
 
     projected = reads_x = False

@@ -122,10 +122,12 @@ ROWS = [("llama", depth, "none") for depth in DEPTHS]
 ROWS += [("llama", "none", "t2mlr-carry"), ("llama", "none", "lrt-layerwise")]
 ROWS += [("llama", "trm-b", "t2mlr"), ("llama", "reuse", "lrt"), ("llama", "middle", "t2mlr-carry")]
 ROWS += [(family, "none", time) for family in ("gpt2", "gpt_neox", "qwen3") for time in ("t2mlr", "lrt")]
+ROWS += [("undertow_nanochat", depth, time) for depth, time in (("reuse", "t2mlr"), ("trm-a", "lrt"), ("none", "none"))]
+ROWS += [("undertow_nanochat", "none", time) for time in ("lrt", "lrt-layerwise", "t2mlr-carry")]
 ROWS += [("gpt2", "trm-a", "none"), ("gpt_neox", "reuse", "none"), ("qwen3", "block", "none")]
 ALL = [
     pytest.param(family, depth, time, marks=() if (family, depth, time) in ROWS else pytest.mark.slow)
-    for family in ("llama", "gpt2", "gpt_neox", "qwen3")
+    for family in ("llama", "gpt2", "gpt_neox", "qwen3", "undertow_nanochat")
     for depth in DEPTHS
     for time in TIMES
 ]
@@ -150,6 +152,19 @@ def test_forward_prefill_and_decode(family, depth, time):
     assert kv_bytes(model, T) == memory + sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     flops, _ = counted(lambda: model(x[:1, :1], past_key_values=cache, logits_to_keep=1))
     assert decode_flops(model, T) == flops
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "undertow_nanochat"])
+def test_refreshing_keys_costs_projections_only(family):
+    """A value gate is counted with the queries, which a refresh does not use: below 0.1 %."""
+    model = make(family, time=ut.LRT(source=2))
+    for S in (1, 2, 3):
+        plain, renewed = ut.Interleaved(S), ut.Interleaved(S, refresh=True)
+        assert training_flops(model, T, renewed, batch=B) == pytest.approx(trained(model, renewed), rel=1e-3), S
+        assert training_flops(model, T, renewed) > training_flops(model, T, plain)
+        with torch.no_grad():
+            flops, _ = counted(lambda s=renewed: model(ids(), schedule=s))
+        assert forward_flops(model, T, renewed, batch=B) == flops, S
 
 
 @torch.no_grad()

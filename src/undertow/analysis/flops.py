@@ -139,17 +139,23 @@ def _block(model: UndertowForCausalLM, name: plan.Block) -> _Block:
 
 Node = int | None  # a tensor: its number in the graph, or None if it has no gradient
 State = Mapping[str, Node]
+Mix = Callable[[str, Node, Node], Node]  # port, what it holds, the projection's input
 LEAF = 0  # every trained parameter
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One sweep, or several: its rows, its pairs of query and key, whether it covers all positions, what it reads."""
+    """One sweep, or several: its rows, its pairs of query and key, whether it covers all positions, what it reads.
+
+    `refresh`: only keys and values are renewed; `entered`: what steps read in the first sweep, if a refresh needs it.
+    """
 
     rows: int
     pairs: int
     whole: bool = True
     grad: bool = True
+    refresh: bool = False
+    entered: dict[int, tuple] | None = None
     memory: Node = None
     carried: dict[tuple, Node] = field(default_factory=dict)  # projections of the memory made so far
 
@@ -165,8 +171,9 @@ def _frames(schedule: Schedule, T: int, past: int) -> list[_Frame]:
             continue
         positions, rows = sweep.positions, len(sweep.positions)
         keys = past + (positions.stop if positions.step == 1 else T)
-        frame = _Frame(rows, rows * keys, positions == range(T), sweep.grad and schedule.adjoint is None)
-        if [(f.whole, f.grad) for f in frames[-2:]] == 2 * [(frame.whole, frame.grad)]:
+        grad = sweep.grad and schedule.adjoint is None
+        frame = _Frame(rows, rows * keys, positions == range(T), grad, sweep.refresh)
+        if [(f.whole, f.grad, f.refresh) for f in frames[-2:]] == 2 * [(frame.whole, grad, sweep.refresh)]:
             last = frames.pop()
             frame = replace(frame, rows=last.rows + rows, pairs=last.pairs + frame.pairs)
         frames.append(frame)
@@ -259,9 +266,13 @@ class _Walk:
         state = self.steps(self.program.head, state, everything)
         memory = entered = self.node()
         spanned: dict[str, Node] = {}
-        readouts = []
-        for frame in _frames(schedule, self.T, self.past):
-            frame = replace(frame, memory=memory, carried={})
+        readouts, entered_first = [], dict[int, tuple]() if schedule.refresh else None
+        for i, frame in enumerate(_frames(schedule, self.T, self.past)):
+            frame = replace(frame, memory=memory, carried={}, entered=entered_first if i == 0 else None)
+            if frame.refresh:
+                assert entered_first is not None, "a refresh comes after the first sweep"
+                self.refresh(frame, entered_first)
+                continue
             with self.no_grad(not frame.grad):
                 rows = self.steps(self.program.span, state, frame)
                 for register in self.program.kept:
@@ -281,6 +292,16 @@ class _Walk:
             readouts = [(self.node(*(h for h, _ in readouts)), heads)]
         head = _weights(self.model.get_output_embeddings())
         return [self.multiply(rows, head, h) for h, rows in readouts]
+
+    def refresh(self, frame: _Frame, entered: dict[int, tuple]):
+        """What `Executor._refresh` runs: layers up to their keys and values, where the memory enters these."""
+        for step in self.program.span + self.program.tail:
+            edges = [e for port in ("key", "value") for e in step.edges.get(port, ()) if e.delay == 1]
+            if edges:
+                x, carried = entered[step.index]
+                carried = carried | {edge: self.carried(edge, {}, frame) for edge in edges}
+                mix = self.mixing(step, carried, frame)
+                self.keys_and_values(step, self.node(mix("input", x, x)), mix, frame)
 
     def live_pass(self, k: int, cyclic: bool, state: State, everything: _Frame) -> tuple[_Frame, dict[str, Node]]:
         """The adjoint's pass over all positions, and the k products (or rounds) of its backward."""
@@ -321,23 +342,34 @@ class _Walk:
 
     def visit(self, step: plan.Step, state: State, frame: _Frame) -> Node:
         carried = {edge: self.carried(edge, state, frame) for edges in step.edges.values() for edge in edges}
-        before = self.forward
+        before, mix = self.forward, self.mixing(step, carried, frame)
+        x = self.node(*(state[register] for register in (*step.reads, *step.inject)))
+        if frame.entered is not None:
+            frame.entered[step.index] = (x, carried)
+        y = self.block(step, mix("input", x, x), mix, frame)
+        y = mix("output", y, y)
+        return self.node(y, again=self.forward - before) if self.model.checkpointing else y
 
+    def mixing(self, step: plan.Step, carried: dict[Edge, Node], frame: _Frame) -> Mix:
         def mix(port: str, x: Node, a: Node) -> Node:
             for edge in step.edges.get(port, ()):
                 x = self.module(edge.mixer, frame, x, carried[edge], a)
             return x
 
-        x = self.node(*(state[register] for register in step.reads))
-        y = self.block(step, mix("input", x, x), mix, frame)
-        y = mix("output", y, y)
-        return self.node(y, again=self.forward - before) if self.model.checkpointing else y
+        return mix
 
-    def block(self, step: plan.Step, x: Node, mix: Callable[[str, Node, Node], Node], frame: _Frame) -> Node:
+    def block(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> Node:
         if step.block == plan.NORM:
             return self.node(x, self.leaf(self.model.view.final_norm))
         block, rows = self.blocks[step.block], frame.rows
         self.evaluations += rows / self.T
+        a, q = self.keys_and_values(step, x, mix, frame)
+        attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
+        return self.node(a, self.multiply(rows, block.after, attended, a))
+
+    def keys_and_values(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> tuple[Node, Node]:
+        """Write a block's keys and values: `(what its projections read, queries)`."""
+        block, rows = self.blocks[step.block], frame.rows
         a = self.node(x, self.leaf(block.module))
         q = self.multiply(rows, block.before, a)
         k, v = (q if weights is None else self.multiply(rows, weights, a) for weights in (block.key, block.value))
@@ -347,8 +379,7 @@ class _Walk:
         if not step.shares:
             old_k, old_v = self.written.get(step.slot, (None, None))
             self.written[step.slot] = self.write(old_k, k, frame), self.write(old_v, v, frame)
-        attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
-        return self.node(a, self.multiply(rows, block.after, attended, a))
+        return a, q
 
     def module(self, name: str, frame: _Frame, *inputs: Node) -> Node:
         """A mixer, projection or carry: its projections read all inputs."""

@@ -47,6 +47,7 @@ class Family:
 FAMILIES = (
     Family(("llama", "mistral", "qwen2", "qwen3", "olmo2")),
     Family(("nanochat",), norm_embedding=True),
+    Family(("undertow_nanochat",), rotary=None, norm_embedding=True, ours=True, input=Tap("scale")),
     Family(
         ("gpt2",),
         base="transformer",

@@ -18,6 +18,7 @@ def evaluate(
     device: Device = "auto",
     buckets: Annotated[int | None, typer.Option(min=1, help="Also score buckets of so many positions.")] = None,
     sweeps: Annotated[bool, typer.Option("--sweeps", help="Also score every sweep, and zero memory.")] = False,
+    exits: Annotated[list[str], typer.Option("--exit", help="Decode with an exit rule, e.g. kl:5e-4. Repeats.")] = [],  # noqa: B006
     readahead: Annotated[
         int | None,
         typer.Option(min=0, help="Also read later tokens off the model without its last 0..N layers."),
@@ -28,14 +29,18 @@ def evaluate(
     from undertow.analysis import readahead as ahead
     from undertow.analysis.compare import table
     from undertow.evaluation import bits
+    from undertow.evaluation.exits import exits as leave_early
+    from undertow.evaluation.exits import table as exit_table
+    from undertow.exits import Exit
     from undertow.training import run
 
     quiet()
+    rules = [Exit.parse(text) for text in exits]
     if readahead is not None:
         ahead.cut(run.load(folder, device).model, readahead)  # too many layers: said before the long part
     result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
     out.print(table({folder.name: [result]}))
-    if buckets is None and not sweeps and readahead is None:
+    if buckets is None and not sweeps and readahead is None and not exits:
         return
 
     chosen = recipe.load(folder, overrides)
@@ -53,6 +58,11 @@ def evaluate(
         ]
         result["readahead"] = [depth.to_dict() for depth in depths]
         out.print("", ahead.table(depths))
+    if exits:
+        some = data.validation.head(settings.rows or len(data.validation))  # token by token: the rows of the curve
+        found_exits = leave_early(model, some, data.token_bytes, rules, size, precision)
+        result["exits"] = [one.to_dict() for one in found_exits]
+        out.print("", exit_table(found_exits))
     run.write_json(folder / "evaluation.json", result)
 
 

@@ -79,3 +79,15 @@ def _measure(model, rows: Sequence[dict], sizes, rule: Exit, batch_size: int, pr
         raise ValueError("exits: the validation rows hold no byte to predict")
     whole = tokens * sum(step.block != NORM for step in model.program.steps)
     return Exits(str(rule), nats / (math.log(2) * size), rounds / tokens, 1 - evaluations / whole)
+
+
+def table(found: Sequence[Exits]):
+    """A line for every rule."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for title in ("exit rule", "bits/byte", "rounds", "evaluations saved"):
+        made.add_column(title, justify="left" if title == "exit rule" else "right")
+    for one in found:
+        made.add_row(one.rule, f"{one.bits_per_byte:.4f}", f"{one.rounds:.2f}", f"{one.saved:.1%}")
+    return made

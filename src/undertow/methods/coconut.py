@@ -16,8 +16,8 @@ from undertow.schedules import Sequential
 class Coconut(Method):
     """One delay-1 edge, the last state after the final norm -> the input of layer 0, at marked positions only.
 
-    A latent token's input is `e + p_t + M_{t-1}`: e its own embedding, p_t the position's (families that learn them).
-    With e = 0, the published form, the thought takes the embedding's place. Elsewhere nothing changes.
+    A latent token has no embedding of its own: its input is `p_t + M_{t-1}`, p_t the position's (in families that learn
+    them). Elsewhere nothing changes.
 
     Args:
         token: id of the latent token `<latent>`: positions that hold it are marked. None: those where a caller's

@@ -55,7 +55,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "exponential_rotational_gated": mixers.ExponentialRotationalGated,
     "constant_weight": mixers.ConstantWeight,
     "concat": mixers.Concat,
-    "baseline_coconut": mixers.Coconut,
+    "baseline_coconut": mixers.Replace,
     "baseline_codi": mixers.Codi,
 }
 PROJECTIONS: dict[str | None, Callable[..., nn.Module | None]] = {
