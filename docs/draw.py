@@ -20,8 +20,7 @@ def _block(recipe: str) -> str:
     from undertow.recipe import load
 
     said = plain(load(ROOT / recipe), width=110)
-    picture = said[said.index("part ") : said.index("\nparameters")]
-    picture = "\n".join(line.rstrip() for line in picture.strip().splitlines())
+    picture = "\n".join(line.rstrip() for line in said.split("\n\n")[1].splitlines())  # after the summary
     return f"<!-- plan: {recipe} -->\n`undertow show {recipe}` draws it:\n\n```text\n{picture}\n```\n"
 
 
