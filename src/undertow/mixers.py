@@ -67,9 +67,8 @@ class Scaled(nn.Module):
 class HeadGate(nn.Module):
     """LRT's key and value mixer (arXiv 2605.26797): `g_loc x + g_mem m`, gates per token and key/value head.
 
-    `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One module serves a layer's keys and
-    values, as published. `channels`: how many channels of `a`, from the first, the gates read (None: all). `retrofit`
-    wraps it in `x + tanh(s) (mix - x)` with s = 0.
+    `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One serves a layer's keys and values.
+    `channels`: how many of `a`, from the first, the gates read (None: all). `retrofit`: `x + tanh(s) (mix - x)`, s = 0.
     """
 
     def __init__(self, width: int, kv_heads: int, retrofit: bool, channels: int | None = None):
@@ -79,10 +78,13 @@ class HeadGate(nn.Module):
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
+    def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+        both = 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
+        return dict(zip("xm", both.chunk(2, -1), strict=True))
+
     def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))).chunk(2, -1)
-        heads = (self.kv_heads, -1)
-        mixed = g_loc[..., None] * x.unflatten(-1, heads) + g_mem[..., None] * m.unflatten(-1, heads)
+        g, heads = self.gates(x, m, a), (self.kv_heads, -1)
+        mixed = g["x"][..., None] * x.unflatten(-1, heads) + g["m"][..., None] * m.unflatten(-1, heads)
         return opened(x, mixed.flatten(-2), self.scale)
 
 
@@ -178,7 +180,7 @@ class Mixer(nn.Module):
         y = self.join(x, rescaled(y) if self.post_norm else y)
         return opened(x, y.to(x.dtype), self.opening)
 
-    def gates(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+    def gates(self, x: Tensor, m: Tensor, a: Tensor | None = None) -> dict[str, Tensor]:
         """Every gate's value by name, `m` and `x` being the factors of the two streams; empty where there is none."""
         return self.weigh(*self.streams(x, m))
 

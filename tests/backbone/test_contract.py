@@ -37,7 +37,7 @@ def test_taps_reach_exactly_keys_and_values(family):
         zero = {port: lambda y, a: 0 * y, ({"key", "value"} - {port}).pop(): None}
         ports = {}
         for layer in range(backbone.shape.layers):
-            ports |= backbone.ports(layer, **zero)
+            ports |= backbone.ports(layer, zero)
         with tapped(ports):
             tapped_logits = lm(x).logits
         assert torch.equal(lm(x).logits, before)  # nothing lingers

@@ -331,7 +331,7 @@ def test_input_edges_enter_beside_the_scales():
 
 CASES = [
     Case(FAMILY),
-    Case(FAMILY, None, ut.T2MLR(2, 2, carry="residual", project=False)),
+    Case(FAMILY, None, ut.T2MLR(2, 2, carry="residual", project=None)),
     Case(FAMILY, ut.ReuseMap([2, 1, 3, 1]), None),
     Case(FAMILY, ut.BlockLoop(2, inject=True), ut.T2MLR(0, -1)),
 ]

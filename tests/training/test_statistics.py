@@ -22,7 +22,7 @@ class Gates(nn.Module):
         self.linear, self.dropout = nn.Linear(2 * width, width), nn.Dropout(0.5)
         self.scale_m, self.gamma = nn.Parameter(torch.tensor([0.7])), nn.Parameter(torch.tensor(0.3))
 
-    def gates(self, x, m):
+    def gates(self, x, m, a=None):
         return {"m": torch.sigmoid(self.linear(self.dropout(torch.cat([x, m], -1)))), "x": torch.full_like(x, 0.5)}
 
     def forward(self, x, m, a):

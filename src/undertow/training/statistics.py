@@ -62,13 +62,13 @@ class Statistics(TrainerCallback):
 def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Scalars that describe one call `y = mixer(x, m, a)`, float32.
 
-    Of each gate, where the mixer has `gates(x, m)`: `gate_NAME_mean`, `_std`, `_min`, `_max`, and the shares `_closed`
+    Of each gate (of mixers with `gates(x, m, a)`): `gate_NAME_mean`, `_std`, `_min`, `_max`, and the shares `_closed`
     (below 0.05) and `_open` (above 0.95). `norm_x`, `norm_m`, `norm_out`: mean Euclidean norm of a token's vector. The
     mixer's scalar parameters, under their names.
     """
     values: dict[str, Tensor] = {}
     if hasattr(mixer, "gates"):  # what a mixer may have, not an option of ours
-        for gated, value in _gates(mixer, x, m).items():
+        for gated, value in _gates(mixer, x, m, a).items():
             name, gate = f"gate_{gated}", value.float()
             values |= {
                 f"{name}_mean": gate.mean(),
@@ -83,7 +83,7 @@ def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> 
     return values | {name: value.reshape(()) for name, value in scalars.items()}
 
 
-def _gates(mixer: nn.Module, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+def _gates(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
     """The mixer's gates again, without dropout, so that no random number is drawn.
 
     Outside autocast: its cache of cast weights must not come to hold any without gradient.
@@ -92,6 +92,6 @@ def _gates(mixer: nn.Module, x: Tensor, m: Tensor) -> dict[str, Tensor]:
     mixer.eval()
     try:
         with torch.autocast(x.device.type, enabled=False):
-            return mixer.gates(x.to(dtype), m.to(dtype))  # type: ignore[operator]
+            return mixer.gates(x.to(dtype), m.to(dtype), a.to(dtype))  # type: ignore[operator]
     finally:
         mixer.train(training)
