@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import undertow as ut
+from undertow.backbone import UndertowLlamaConfig
 
 V, LAYERS = 43, 4
 _SIZES = dict(
@@ -34,6 +35,7 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**_GROUPED, use_sliding_window=True, sliding_window=5, max_window_layers=2),
     "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=16),
     "olmo2": lambda: Olmo2Config(**_GROUPED),
+    "undertow_llama": lambda: UndertowLlamaConfig(**_GROUPED, position="cope"),
     "nanochat": lambda: NanoChatConfig(**_GROUPED),
     "gpt2": lambda: GPT2Config(
         n_embd=32, n_layer=LAYERS, n_head=4, vocab_size=V, n_positions=96, attn_pdrop=0.0, resid_pdrop=0.0,

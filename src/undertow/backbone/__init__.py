@@ -2,5 +2,16 @@
 
 from undertow.backbone.adapter import Backbone, Shape, tapped
 from undertow.backbone.families import FAMILIES, Family, Tap, family_of
+from undertow.backbone.llama import UndertowLlamaConfig, UndertowLlamaForCausalLM
 
-__all__ = ["FAMILIES", "Backbone", "Family", "Shape", "Tap", "family_of", "tapped"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "Family",
+    "Shape",
+    "Tap",
+    "UndertowLlamaConfig",
+    "UndertowLlamaForCausalLM",
+    "family_of",
+    "tapped",
+]
