@@ -123,8 +123,9 @@ class _Attention(torch.autograd.Function):
         causal, size = mask is None and S == K, BLOCK if q.device.type == "cpu" else S
         ctx.blocks = [(a, min(a + size, S), min(a + size, S) if causal else K) for a in range(0, S, size)]
         ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
+        scaled = scale * q
         for a, b, n in ctx.blocks:
-            s = _wide(q[:, :, a:b] @ k[:, :, :n].mT).mul_(scale)
+            s = _wide(scaled[:, :, a:b] @ k[:, :, :n].mT)
             if bias is not None:
                 s += bias[:, :, a:b, :n]
             if mask is not None:
@@ -165,12 +166,12 @@ class _Attention(torch.autograd.Function):
                 ds += through
                 d_z = d_z.to(q.dtype)
                 d_table[:, : n + 2] += torch.einsum("bhse,bhsp->ep", q_block, d_z)
-            ds = ds.mul_(ctx.scale).to(q.dtype)
-            dq[:, :, a:b] = ds @ k[:, :, :n]
+            ds = ds.to(q.dtype)
+            dq[:, :, a:b] = (ds @ k[:, :, :n]).mul_(ctx.scale)
             if table is not None:
                 dq[:, :, a:b] += d_z @ columns.T
             dk[:, :, :n] += ds.mT @ q_block
-        return dq, dk, dv, None, None, d_bias, d_table
+        return dq, dk.mul_(ctx.scale), dv, None, None, d_bias, d_table
 
 
 def _contextual(s_BHSK: Tensor, z_BHSP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
