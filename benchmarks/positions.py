@@ -20,7 +20,9 @@ import undertow as ut
 from undertow.backbone import UndertowLlamaConfig
 from undertow.backbone.positions import POSITIONS
 
-SIZES = dict(hidden_size=128, num_attention_heads=4, intermediate_size=512, vocab_size=1024, max_position_embeddings=1024)
+SIZES = dict(
+    hidden_size=128, num_attention_heads=4, intermediate_size=512, vocab_size=1024, max_position_embeddings=1024
+)
 MAP, BATCH, LENGTH = [4, 2, 1, 1], 4, 256
 PUBLISHED = {"cope": 2.9, "fire": 1.26}  # times its own rope, measured on the released code in the same way
 
@@ -66,9 +68,17 @@ def main(out: str | None = None, rounds: str = "9"):
         for name, times in seconds.items()
     ]
     for row in rows:
-        print("{position:16s} {median_ms:8.1f} ms   {times_rope:.3f} x rope (fastest {times_rope_fastest:.3f})".format(**row))
+        print(
+            "{position:16s} {median_ms:8.1f} ms   {times_rope:.3f} x rope (fastest {times_rope_fastest:.3f})".format(
+                **row
+            )
+        )
     if out:
-        about = {"command": "python benchmarks/positions.py OUT.json " + rounds, "torch": torch.__version__, "threads": 1}
+        about = {
+            "command": "python benchmarks/positions.py OUT.json " + rounds,
+            "torch": torch.__version__,
+            "threads": 1,
+        }
         Path(out).write_text(json.dumps({**about, "rounds": int(rounds), "rows": rows}, indent=1) + "\n")
 
 

@@ -3,7 +3,8 @@
 A FLOP count here is that of the matrix products a call executes, `2 m n k` each and nothing else: what torch's
 `FlopCounterMode` counts under the math attention backend. Attention is counted dense, over all keys that a sweep's
 queries are given, masked or not: the whole buffer for strided subsets, up to the block's end for contiguous blocks,
-past and present in cached calls. A fused kernel that skips masked keys saves up to half of that part.
+past and present in cached calls. A kernel that skips masked keys saves up to half of that part. CoPE's product of
+queries and table is attention's; FIRE's MLP, which sees every distance once a call, is left out.
 
 The walk below repeats the executor's without tensors: it adds up the forward products and, where there is gradient,
 notes them in the graph that autograd would build, so that a backward costs exactly what it reaches.
@@ -20,6 +21,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from undertow import plan
+from undertow.backbone.positions import Cope
 from undertow.edges import Edge, output_of
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Converge, Jacobi, Schedule, Sequential
@@ -98,7 +100,10 @@ def _weights(*modules: nn.Module) -> Weights:
 
 @dataclass(frozen=True)
 class _Block:
-    """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads."""
+    """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads.
+
+    `table`: what attention multiplies its queries by beside the keys (CoPE; None elsewhere).
+    """
 
     module: nn.Module
     before: Weights
@@ -107,6 +112,7 @@ class _Block:
     after: Weights
     width: int
     kv_width: int
+    table: nn.Parameter | None = None
 
 
 def _block(model: UndertowForCausalLM, name: plan.Block) -> _Block:
@@ -127,7 +133,8 @@ def _block(model: UndertowForCausalLM, name: plan.Block) -> _Block:
     if family.key.parts > 1:
         return _Block(layer, _weights(*(found[n] for n in before)), None, None, after, width, shape.kv_width)
     query, k, v = (_weights(*(found[n] for n in part)) for part in ({*before} - {*key, *value}, key, value))
-    return _Block(layer, query, k, v, after, width, shape.kv_width)
+    table = next((m.table_EP for m in layer.modules() if isinstance(m, Cope)), None)
+    return _Block(layer, query, k, v, after, width, shape.kv_width, table)
 
 
 # ---------------------------------------------------------------------- the executor's walk, without tensors
@@ -338,6 +345,10 @@ class _Walk:
             old_k, old_v = self.written.get(step.slot, (None, None))
             self.written[step.slot] = self.write(old_k, k, frame), self.write(old_v, v, frame)
         attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
+        if block.table is not None:  # as many columns as the keys can reach, or all of them and the last one again
+            cost = 2 * block.width * min(frame.pairs + 2 * rows, rows * (block.table.shape[1] + 1))
+            self.forward += cost
+            attended = self.node(attended, self.node(q, cost=cost, weights=cost * block.table.requires_grad))
         return self.node(a, self.multiply(rows, block.after, attended, a))
 
     def module(self, name: str, frame: _Frame, *inputs: Node) -> Node:

@@ -7,16 +7,18 @@ else is Llama.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaDecoderLayer,
+    LlamaMLP,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
@@ -78,23 +80,37 @@ class AdaptiveNorm(nn.Module):
         return self.gamma(x) * centred / (x.std(-1, keepdim=True) + self.eps) + self.beta(x)
 
 
-class Attention(LlamaAttention):
-    """Llama's projections, and the attention that the position encoding asks for."""
+class Attention(nn.Module):
+    """Llama's projections, and the attention that the position encoding asks for.
+
+    It calls the attention itself: what Hugging Face registers by name would make ours another implementation than
+    `sdpa`, whose masks we need.
+    """
+
+    is_causal = True
 
     def __init__(self, config: UndertowLlamaConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.position: nn.Module | None = None
+        super().__init__()
+        heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
+        assert kv_heads is not None and config.head_dim is not None, "the config fills them in"
+        self.kind, self.layer_idx, self.head_dim = config.position, layer_idx, config.head_dim
+        self.num_key_value_groups, self.dropout = heads // kv_heads, float(config.attention_dropout or 0)
+        self.q_proj = nn.Linear(width, heads * config.head_dim, bias=config.attention_bias)
+        self.k_proj = nn.Linear(width, kv_heads * config.head_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(width, kv_heads * config.head_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(heads * config.head_dim, width, bias=config.attention_bias)
         if config.position == "cope":
-            self.position = Cope(self.head_dim, config.max_position_embeddings)
+            self.position: nn.Module = Cope(config.head_dim, config.max_position_embeddings)
         elif config.position == "fire":
-            self.position = Fire(config.num_attention_heads, config.fire_scale, config.fire_threshold)
-        self.head_scale = nn.Parameter(torch.empty(config.num_attention_heads)) if config.head_scale else None
+            self.position = Fire(heads, config.fire_scale, config.fire_threshold)
+        self.head_scale = nn.Parameter(torch.empty(heads)) if config.head_scale else None
 
     def forward(self, a_BSD: Tensor, mask: Tensor | None, cache, encoding: tuple[Tensor, ...]) -> Tensor:
+        """`encoding`: what the model's `context` made, at these positions."""
         heads = (*a_BSD.shape[:-1], -1, self.head_dim)
         q, k, v = (project(a_BSD).view(heads).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
-        kind, scale, groups = self.config.position, self.scaling, self.num_key_value_groups
-        if kind == "rope":
+        scale, groups = self.head_dim**-0.5, self.num_key_value_groups
+        if self.kind == "rope":
             q, k = apply_rotary_pos_emb(q, k, *encoding)
         if self.head_scale is not None:
             # The value is never below 1; the gradient passes, so that a number at the bound can leave it.
@@ -102,48 +118,56 @@ class Attention(LlamaAttention):
             q, scale = q * (scale * above)[:, None, None].to(q.dtype), 1.0  # before CoPE reads the query, as published
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        if kind in ("cope", "fire"):
-            bias = encoding[self.layer_idx].transpose(1, 2)[..., : k.shape[2]] if kind == "fire" else None
-            table = self.position.table_EP if kind == "cope" else None
+        if self.kind in ("cope", "fire"):
+            bias = encoding[self.layer_idx].transpose(1, 2)[..., : k.shape[2]] if self.kind == "fire" else None
+            table = self.position.table_EP if isinstance(self.position, Cope) else None
             o_BHSE = attend(q, repeat_kv(k, groups), repeat_kv(v, groups), mask, scale, bias, table)
             return self.o_proj(o_BHSE.transpose(1, 2).flatten(2))
-        if kind == "alibi":
+        if self.kind == "alibi":
             bias = encoding[0].transpose(1, 2)[..., : k.shape[2]].to(q.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(q.dtype).min)
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         o_BSHE, _ = sdpa_attention_forward(self, q, k, v, mask, dropout=dropout, scaling=scale)
         return self.o_proj(o_BSHE.flatten(2))
 
 
-class Layer(LlamaDecoderLayer):
+class LoopEncoding(nn.Module):
+    """What tells the repetitions of a layer apart: a vector for the norm's input and a factor of the MLP for each."""
+
+    def __init__(self, repeats: int, width: int):
+        super().__init__()
+        self.input, self.weight = nn.Embedding(repeats, width), nn.Embedding(repeats, 1)
+
+
+class Layer(GradientCheckpointingLayer):
     """Llama's layer; `repeat` says which repetition this is, for layers with a loop encoding."""
 
     def __init__(self, config: UndertowLlamaConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
+        super().__init__()
         self.self_attn = Attention(config, layer_idx)
-        if layer_idx in (config.adaptive_norm or ()):
-            self.input_layernorm = AdaptiveNorm(config.hidden_size)
-            self.post_attention_layernorm = AdaptiveNorm(config.hidden_size)
+        self.mlp = LlamaMLP(config)
+        adaptive = layer_idx in (config.adaptive_norm or ())
+        norm = AdaptiveNorm if adaptive else partial(LlamaRMSNorm, eps=config.rms_norm_eps)
+        self.input_layernorm, self.post_attention_layernorm = norm(config.hidden_size), norm(config.hidden_size)
         repeats = config.loop_encoding[layer_idx] if config.loop_encoding else 1
-        self.loop_input = nn.Embedding(repeats, config.hidden_size) if repeats > 1 else None
-        self.loop_weight = nn.Embedding(repeats, 1) if repeats > 1 else None
+        self.loop = LoopEncoding(repeats, config.hidden_size) if repeats > 1 else None
 
     def forward(
         self, x_BSD: Tensor, attention_mask=None, past_key_values=None, position_embeddings=(), repeat: int = 0
     ) -> Tensor:
         """One visit. Raises ValueError for a repetition that the loop encoding does not have."""
-        read, weight = x_BSD, None
-        if self.loop_input is not None:
-            if repeat >= self.loop_input.num_embeddings:
+        loop, read_BSD = self.loop, x_BSD
+        if loop is not None:
+            if repeat >= loop.input.num_embeddings:
                 raise ValueError(
-                    f"layer {self.self_attn.layer_idx}: its loop encoding has {self.loop_input.num_embeddings} "
+                    f"layer {self.self_attn.layer_idx}: its loop encoding has {loop.input.num_embeddings} "
                     f"repetitions, and this is number {repeat + 1}"
                 )
-            read, weight = x_BSD + self.loop_input.weight[repeat], self.loop_weight.weight[repeat]
-        a_BSD = self.input_layernorm(read)
+            read_BSD = x_BSD + loop.input.weight[repeat]  # the residual stream itself stays clean
+        a_BSD = self.input_layernorm(read_BSD)
         x_BSD = x_BSD + self.self_attn(a_BSD, attention_mask, past_key_values, position_embeddings)
         m_BSD = self.mlp(self.post_attention_layernorm(x_BSD))
-        return x_BSD + (m_BSD if weight is None else weight * m_BSD)
+        return x_BSD + (m_BSD if loop is None else loop.weight.weight[repeat] * m_BSD)
 
 
 class UndertowLlamaPreTrainedModel(LlamaPreTrainedModel):
@@ -205,7 +229,8 @@ class UndertowLlamaModel(UndertowLlamaPreTrainedModel):
         if self.config.position == "fire":
             same = bool((position_ids_BT == position_ids_BT[:1]).all())
             positions = position_ids_BT[:1] if same else position_ids_BT
-            return {"position_embeddings": tuple(layer.self_attn.position(positions, rows_1T) for layer in self.layers)}
+            layers = [layer.get_submodule("self_attn.position") for layer in self.layers]
+            return {"position_embeddings": tuple(fire(positions, rows_1T) for fire in layers)}
         return {}
 
     def forward(

@@ -59,17 +59,19 @@ class Fire(nn.Module):
         self.out_weight, self.out_bias = nn.Parameter(torch.empty(heads, hidden)), nn.Parameter(torch.empty(heads))
 
     def forward(self, position_ids_BT: Tensor, rows_1T: Tensor) -> Tensor:
-        """`bias_BTHK` over the K = newest row + 1 keys (B may be 1)."""
+        """`bias_BTHK` over the K = newest row + 1 keys (B is 1 unless rows differ beyond the threshold)."""
         keys_K = torch.arange(int(rows_1T[0, -1]) + 1, device=rows_1T.device)
         distance_1TK = rows_1T[..., None] - keys_K
         limit = (self.a * self.threshold).abs()
         near_K, norm_BT = self._log(keys_K), self._log(torch.maximum(position_ids_BT.to(limit.dtype), limit))
         beyond_BTK = (position_ids_BT > limit)[..., None] & (distance_1TK >= 0)
-        pairs = beyond_BTK.nonzero(as_tuple=True)
-        far_N = near_K[distance_1TK.expand_as(beyond_BTK)[pairs]] / (norm_BT[pairs[:2]] + FIRE_EPS)
-        x = torch.cat([near_K / (self._log(limit) + FIRE_EPS), far_N])
-        index_BTK = distance_1TK.clamp(min=0).expand_as(beyond_BTK).contiguous()
-        index_BTK[pairs] = torch.arange(len(keys_K), len(x), device=x.device)
+        pairs, index_BTK = beyond_BTK.nonzero(as_tuple=True), distance_1TK.clamp(min=0)
+        x = near_K / (self._log(limit) + FIRE_EPS)
+        if len(pairs[0]):
+            far_N = near_K[distance_1TK.expand_as(beyond_BTK)[pairs]] / (norm_BT[pairs[:2]] + FIRE_EPS)
+            index_BTK = index_BTK.expand_as(beyond_BTK).clone()
+            index_BTK[pairs] = torch.arange(len(x), len(x) + len(far_N), device=x.device)
+            x = torch.cat([x, far_N])
         hidden = torch.relu(x[:, None] * self.in_weight + self.in_bias)
         bias_HN = self.out_weight @ hidden.T + self.out_bias[:, None]
         bias_HBTK = bias_HN.index_select(1, index_BTK.flatten()).unflatten(1, index_BTK.shape)
@@ -149,7 +151,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, out, table, *saved = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         d_bias = None if ctx.bias_shape is None else q.new_zeros(ctx.bias_shape)
-        d_table = None if table is None else torch.zeros_like(table)
+        d_table = torch.zeros_like(table) if ctx.needs_input_grad[6] else None
         along = _wide(d_out * out).sum(-1, keepdim=True)
         kept = iter(saved)
         for a, b, n in ctx.blocks:
@@ -165,7 +167,8 @@ class _Attention(torch.autograd.Function):
                 through, d_z = _contextual_backward(ds, *context, columns.shape[1])
                 ds += through
                 d_z = d_z.to(q.dtype)
-                d_table[:, : n + 2] += torch.einsum("bhse,bhsp->ep", q_block, d_z)
+                if d_table is not None:
+                    d_table[:, : n + 2] += torch.einsum("bhse,bhsp->ep", q_block, d_z)
             ds = ds.to(q.dtype)
             dq[:, :, a:b] = (ds @ k[:, :, :n]).mul_(ctx.scale)
             if table is not None:
