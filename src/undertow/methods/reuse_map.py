@@ -30,6 +30,8 @@ class ReuseMap(Method):
         whole = isinstance(counts, list | tuple) and all(isinstance(r, int) and not isinstance(r, bool) for r in counts)
         if not whole or not counts or min(counts) < 1:
             raise ValueError(f"ReuseMap counts={counts!r}: must be whole numbers of at least 1, one a layer")
+        if not isinstance(self.recurrent, bool):
+            raise ValueError(f"ReuseMap recurrent={self.recurrent!r}: must be True or False")
         object.__setattr__(self, "counts", tuple(counts))
 
     def build(self, shape, retrofit):
@@ -51,4 +53,4 @@ class ReuseMap(Method):
 
     def looped(self, loops: int | tuple[int, ...]) -> ReuseMap:
         """With these counts; a whole number gives every layer that count."""
-        return replace(self, counts=(loops,) * len(self.counts) if isinstance(loops, int) else loops)
+        return replace(self, counts=loops if isinstance(loops, list | tuple) else (loops,) * len(self.counts))
