@@ -91,8 +91,9 @@ def fire_dense(module, position_ids, rows, keys):
 
 @pytest.mark.parametrize("threshold", [3.5, -6.0, 100.0], ids=["beyond", "negative", "within"])
 @pytest.mark.parametrize("past", [0, 4])
-def test_fire(past, threshold):
+def test_fire(past, threshold, monkeypatch):
     """Within and beyond the threshold, rows with positions of their own, after a past; c, a and L0 are trained."""
+    monkeypatch.setattr(positions, "PIECE", 7)
     module = fire(threshold=threshold)
     with torch.no_grad():
         module.c.mul_(-2)
@@ -109,8 +110,8 @@ def test_fire(past, threshold):
 
 def test_fire_asks_its_mlp_once_a_distance(monkeypatch):
     """Within the threshold the MLP sees as many numbers as there are keys, not their square."""
-    seen, relu = [], torch.relu
-    monkeypatch.setattr(torch, "relu", lambda x: (seen.append(x.shape[0]), relu(x))[1])
+    seen, hidden = [], positions._hidden
+    monkeypatch.setattr(positions, "_hidden", lambda x, *more: (seen.append(len(x)), hidden(x, *more))[1])
     rows = torch.arange(20)[None]
     fire(threshold=512.0)(rows, rows)
     fire(threshold=15.0)(rows, rows)

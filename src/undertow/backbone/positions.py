@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 POSITIONS = ("nope", "rope", "learned", "alibi", "cope", "fire")
 BLOCK = 64  # queries that attention takes at a time on CPU: their scores stay in the cache, later keys are skipped
+PIECE = 4096  # numbers that FIRE's MLP takes at a time
 FIRE_EPS = 1e-6
 
 
@@ -72,13 +73,42 @@ class Fire(nn.Module):
             index_BTK = index_BTK.expand_as(beyond_BTK).clone()
             index_BTK[pairs] = torch.arange(len(x), len(x) + len(far_N), device=x.device)
             x = torch.cat([x, far_N])
-        hidden = torch.relu(x[:, None] * self.in_weight + self.in_bias)
-        bias_HN = self.out_weight @ hidden.T + self.out_bias[:, None]
+        with torch.autocast(x.device.type, enabled=False):
+            bias_HN = _Mlp.apply(x, self.in_weight, self.in_bias, self.out_weight) + self.out_bias[:, None]
         bias_HBTK = bias_HN.index_select(1, index_BTK.flatten()).unflatten(1, index_BTK.shape)
         return bias_HBTK.permute(1, 2, 0, 3)
 
     def _log(self, x: Tensor) -> Tensor:
         return torch.log1p((self.c * x).abs())
+
+
+class _Mlp(torch.autograd.Function):
+    """`W relu(w x + b)` of single numbers, `_N -> _HN`, in pieces that stay in the cache; backward makes hidden anew.
+
+    The hidden layer of every pair of query and key, kept for the backward, would be the largest tensor of the model.
+    """
+
+    @staticmethod
+    def forward(ctx, x_N, in_weight, in_bias, out_weight):
+        ctx.save_for_backward(x_N, in_weight, in_bias, out_weight)
+        return torch.cat([out_weight @ _hidden(x, in_weight, in_bias) for x in x_N.split(PIECE)], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_HN):
+        x_N, in_weight, in_bias, out_weight = ctx.saved_tensors
+        d_x, found = [], [torch.zeros_like(w) for w in (in_weight, in_bias, out_weight)]
+        for x, d_out in zip(x_N.split(PIECE), d_HN.split(PIECE, 1), strict=True):
+            hidden = _hidden(x, in_weight, in_bias)
+            d = torch.ops.aten.threshold_backward(out_weight.T @ d_out, hidden, 0)
+            for total, piece in zip(found, (d @ x, d.sum(1), d_out @ hidden.T), strict=True):
+                total += piece
+            d_x.append(in_weight @ d)
+        return torch.cat(d_x), *found
+
+
+def _hidden(x_N: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias[:, None], weight[:, None], x_N[None]).relu_()
 
 
 class Cope(nn.Module):
