@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import undertow as ut
+from undertow.backbone import UndertowLlamaConfig
 
 V, LAYERS = 43, 4
 _SIZES = dict(
@@ -34,6 +35,7 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**_GROUPED, use_sliding_window=True, sliding_window=5, max_window_layers=2),
     "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=16),
     "olmo2": lambda: Olmo2Config(**_GROUPED),
+    "undertow_llama": lambda: UndertowLlamaConfig(**_GROUPED, position="cope"),
     "nanochat": lambda: NanoChatConfig(**_GROUPED),
     "undertow_nanochat": lambda: ut.UndertowNanoChatConfig(
         **_GROUPED, value="every", value_gate_channels=12, sliding_window=5, final_logit_softcapping=4.0

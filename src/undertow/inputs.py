@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undertow.backbone import Backbone
 from undertow.cache import UndertowCache
@@ -46,9 +46,9 @@ def sequence(
             f"attention_mask has shape {tuple(attention_mask.shape)}: must be {(B, past + T)}, "
             f"{past} cached and {T} new positions, 0 at pads"
         )
-    limit = view.config.max_position_embeddings
-    if view.family.positions and past + T > limit:
-        raise ValueError(f"{past + T} positions: the backbone's learned position table has {limit}")
+    table = getattr(view.base, view.family.positions) if view.family.positions else None
+    if isinstance(table, nn.Embedding) and past + T > table.num_embeddings:
+        raise ValueError(f"{past + T} positions: the backbone's learned position table has {table.num_embeddings}")
     packed = position_ids is not None
     if position_ids is None and attention_mask is not None:
         position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -T:]

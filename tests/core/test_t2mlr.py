@@ -69,7 +69,7 @@ def by_hand(model, x, mask, residual=None, skip=None):
         ({"carry": "skip", "carry_weight": 3.0, "carry_detach": False}, {"skip": lambda r: N(3 * r)}),
         ({"carry": "skip", "carry_weight": -0.4, "carry_norm": False}, {"skip": lambda r: -0.4 * r.detach()}),
     ],
-    ids=str,
+    ids=lambda given: ",".join(f"{k}={v}" for k, v in given.items() if not callable(v)),
 )
 def test_recurrence_written_out(fields, update):
     model, x = build("gpt2", time=ut.T2MLR(1, 2, **fields)), ids(2, 7)

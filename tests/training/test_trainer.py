@@ -20,7 +20,7 @@ from undertow.training.callbacks import Curve, read_metrics
         ({"decay": "cosine", "floor": 0.1}, lambda u: 0.1 + 0.9 * (1 + math.cos(math.pi * u)) / 2),
         ({"decay": "stable", "cooldown": 0.4, "floor": 0.1}, lambda u: 1.0 if u < 0.5 else 1 - 0.9 * (u - 0.5) / 0.5),
     ],
-    ids=str,
+    ids=lambda given: "" if callable(given) else str(given),
 )
 def test_learning_rates(tmp_path, settings, expected):
     """Warm-up of 20 steps, then 80 in which the learning rate falls as it says."""

@@ -3,7 +3,8 @@
 A FLOP count here is that of the matrix products a call executes, `2 m n k` each and nothing else: what torch's
 `FlopCounterMode` counts under the math attention backend. Attention is counted dense, over all keys that a sweep's
 queries are given, masked or not: the whole buffer for strided subsets, up to the block's end for contiguous blocks,
-past and present in cached calls. A fused kernel that skips masked keys saves up to half of that part.
+past and present in cached calls. A kernel that skips masked keys saves up to half of that part. CoPE's product of
+queries and table is attention's; FIRE's MLP, which sees every distance once a call, is left out.
 
 The walk below repeats the executor's without tensors: it adds up the forward products and, where there is gradient,
 notes them in the graph that autograd would build, so that a backward costs exactly what it reaches.
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from undertow import plan
+from undertow.analysis.weights import Weights, block_of, weights_of
 from undertow.edges import Edge, output_of
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Converge, Cyclic, Jacobi, Schedule, Sequential
@@ -83,56 +84,8 @@ def decode_flops(model: UndertowForCausalLM, context: int) -> float:
 def kv_bytes(model: UndertowForCausalLM, context: int, dtype: torch.dtype | None = None) -> int:
     """Bytes of keys, values and memory in the cache of one sequence of `context` tokens (`dtype=None`: the model's)."""
     owners = {step.slot: step.block for step in reversed(model.program.steps)}
-    numbers = 2 * context * sum(_block(model, owners[slot]).kv_width for slot in model.program.slots)
+    numbers = 2 * context * sum(block_of(model, owners[slot]).kv_width for slot in model.program.slots)
     return (numbers + len(model.program.memories) * model.view.shape.width) * (dtype or model.dtype).itemsize
-
-
-# ---------------------------------------------------------------------- the weights a visit multiplies by
-
-Weights = tuple[int, int]  # numbers in the matrices of some projections, and how many of them are trained
-
-
-def _projections(module: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-
-
-def _weights(*modules: nn.Module) -> Weights:
-    matrices = [p.weight for module in modules for p in _projections(module).values()]
-    return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads."""
-
-    module: nn.Module
-    before: Weights
-    key: Weights | None
-    value: Weights | None
-    after: Weights
-    width: int
-    kv_width: int
-
-
-def _block(model: UndertowForCausalLM, name: plan.Block) -> _Block:
-    """A layer is cut at its key and value projections; what follows is taken to read the attention's output.
-
-    An extra block is taken to attend with the backbone's width.
-    """
-    shape, family = model.view.shape, model.view.family
-    if isinstance(name, str):
-        block = model.undertow[name]
-        return _Block(block, _weights(block), None, None, (0, 0), shape.width, shape.width)
-    layer, width = model.view.layers[name], shape.heads * shape.head_width
-    found, taps = _projections(layer), (family.key, family.value)
-    key, value = ([n for n in found if f"{n}.".startswith(f"{tap.module}.")] for tap in taps)  # adapters nest below
-    names = list(found)
-    end = 1 + max(names.index(n) for n in (*key, *value))  # projections are declared in the order of their use
-    before, after = names[:end], _weights(*(found[n] for n in names[end:]))
-    if family.key.parts > 1:
-        return _Block(layer, _weights(*(found[n] for n in before)), None, None, after, width, shape.kv_width)
-    query, k, v = (_weights(*(found[n] for n in part)) for part in ({*before} - {*key, *value}, key, value))
-    return _Block(layer, query, k, v, after, width, shape.kv_width)
 
 
 # ---------------------------------------------------------------------- the executor's walk, without tensors
@@ -205,8 +158,10 @@ class _Walk:
         self.nodes: list[tuple[tuple[int, ...], float, float, float]] = [((), 0.0, 0.0, 0.0)]
         self.written: dict[str, tuple[Node, Node]] = {}
         self.leaves: dict[nn.Module, Node] = {}
-        self.blocks = {step.block: _block(model, step.block) for step in self.program.steps if step.block != plan.NORM}
-        self.weights = {name: _weights(m) for name, m in model.undertow.items()}
+        self.blocks = {
+            step.block: block_of(model, step.block) for step in self.program.steps if step.block != plan.NORM
+        }
+        self.weights = {name: weights_of(m) for name, m in model.undertow.items()}
         self.losses = self.run(schedule if self.program.memories else Jacobi(0), heads)
 
     @contextmanager
@@ -290,7 +245,7 @@ class _Walk:
             readouts.append(self.read_out({**state, **spanned}, frame))
         if heads is not None:
             readouts = [(self.node(*(h for h, _ in readouts)), heads)]
-        head = _weights(self.model.get_output_embeddings())
+        head = weights_of(self.model.get_output_embeddings())
         return [self.multiply(rows, head, h) for h, rows in readouts]
 
     def refresh(self, frame: _Frame, entered: dict[int, tuple]):
@@ -365,6 +320,10 @@ class _Walk:
         self.evaluations += rows / self.T
         a, q = self.keys_and_values(step, x, mix, frame)
         attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
+        if block.table is not None:  # as many columns as the keys can reach, or all of them and the last one again
+            cost = 2 * block.width * min(frame.pairs + 2 * rows, rows * (block.table.shape[1] + 1))
+            self.forward += cost
+            attended = self.node(attended, self.node(q, cost=cost, weights=cost * block.table.requires_grad))
         return self.node(a, self.multiply(rows, block.after, attended, a))
 
     def keys_and_values(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> tuple[Node, Node]:

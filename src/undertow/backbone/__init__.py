@@ -2,6 +2,7 @@
 
 from undertow.backbone.adapter import Backbone, Shape, tapped
 from undertow.backbone.families import FAMILIES, Family, Tap, family_of
+from undertow.backbone.llama import UndertowLlamaConfig, UndertowLlamaForCausalLM
 from undertow.backbone.nanochat import UndertowNanoChatConfig, UndertowNanoChatForCausalLM
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Family",
     "Shape",
     "Tap",
+    "UndertowLlamaConfig",
+    "UndertowLlamaForCausalLM",
     "UndertowNanoChatConfig",
     "UndertowNanoChatForCausalLM",
     "family_of",

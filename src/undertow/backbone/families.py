@@ -34,7 +34,7 @@ class Family:
     layers: str = "layers"
     norm: str = "norm"
     rotary: str | None = "rotary_emb"
-    positions: str | None = None  # learned position table added to the embedding
+    positions: str | None = None  # learned position table added to the embedding (or a module that adds nothing)
     dropout: str | None = None  # applied to the embedding
     norm_embedding: bool = False  # the final (parameter-free) norm is also applied to the embedding
     cache: str = "past_key_values"  # the keyword under which a layer takes its cache
@@ -46,6 +46,7 @@ class Family:
 
 FAMILIES = (
     Family(("llama", "mistral", "qwen2", "qwen3", "olmo2")),
+    Family(("undertow_llama",), rotary=None, positions="embed_positions", ours=True),
     Family(("nanochat",), norm_embedding=True),
     Family(("undertow_nanochat",), rotary=None, norm_embedding=True, ours=True, input=Tap("scale")),
     Family(
