@@ -305,3 +305,11 @@ def test_recipe_and_saved_model(tmp_path):
         run(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "nothing.yaml")
+
+
+def test_a_model_that_reads_a_prefix_both_ways_says_so():
+    report = check(build("gpt2", depth=ut.TRMBlock(inner=1, prefix=True)))
+    assert report["causal"].ok and "NOT within a prefix_mask" in report["causal"].line
+    assert "prefix" not in check(build("gpt2", depth=ut.TRMBlock(inner=1)))["causal"].line.split(";")[-1].replace(
+        "prefixes", ""
+    )

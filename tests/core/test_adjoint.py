@@ -16,6 +16,15 @@ TIMES = [
 ]
 
 
+EVERY = [  # time method, and every way in which a memory may be kept or come in
+    *TIMES,
+    ut.T2MLR(0, -1, carry="skip", carry_detach=False),
+    ut.T2MLR(1, 2, mixer="exponential_rotational_gated"),
+    ut.LRT(-1, key=False, value=False),
+    ut.Coconut(),
+]
+
+
 def weighted(logits):
     w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return (logits * w).sum()
@@ -30,11 +39,17 @@ def contracting(time):
     return model
 
 
-@pytest.mark.parametrize("time", TIMES, ids=str)
+@pytest.mark.parametrize("time", EVERY, ids=str)
 def test_adjoint_of_all_orders_is_backpropagation_through_time(time):
     model, x = build("gpt2", time=time), ids(2, T)
     true = gradients(model, weighted(reference.recur(model, x)[0]))
-    for schedule in (ut.Cyclic(8, 3, adjoint=T), ut.Jacobi(T, adjoint=T), ut.Converge(adjoint=T)):
+    for schedule in (
+        ut.Cyclic(8, 3, adjoint=T),
+        ut.Jacobi(T, adjoint=T),
+        ut.Jacobi(T, adjoint=T, settle=True),
+        ut.Converge(adjoint=T),
+        ut.Cyclic(8, 3, adjoint=3, solve="cyclic"),
+    ):
         out = model(x, schedule=schedule)
         assert gradient_gap(gradients(model, weighted(out.logits)), true) < 1e-8, schedule
 

@@ -185,7 +185,8 @@ def causal(subject: Subject, x: Tensor, schedules: Mapping[str, Schedule], gener
             broken = broken or f"under {name} the first {cut} tokens alone have logits {prefixes[name]:.1e} off"
     under = f", under {len(leaks)} schedules" if len(leaks) > 1 else ""
     line = f"yes: no token moves an earlier logit ({max(leaks.values()):.1e}){under}"
-    line = f"NO: {broken}" if broken else f"{line}; prefixes agree to {max(prefixes.values()):.1e}"
+    both = "" if subject.model.program.causal else "; NOT within a prefix_mask, which it reads in both directions"
+    line = f"NO: {broken}" if broken else f"{line}; prefixes agree to {max(prefixes.values()):.1e}{both}"
     return Check("causal", not broken, line, {"leaks": leaks, "prefixes": prefixes, "tolerance": subject.tolerance})
 
 

@@ -93,7 +93,8 @@ def _summary(model: UndertowForCausalLM) -> str:
     said = [f"{config.model_type}: {shape.layers} layers", f"width {shape.width}", f"{heads} x {shape.head_width}"]
     said += [f"vocabulary {config.vocab_size}", f"{short(parameters(model)[-1][1])} parameters"]
     evaluations = flops.layer_evaluations(model)
-    return ", ".join(said) + f"; {evaluations:g} block evaluations per token when decoding"
+    both = "" if model.program.causal else "; reads a marked prefix (prefix_mask) in both directions"
+    return ", ".join(said) + f"; {evaluations:g} block evaluations per token when decoding{both}"
 
 
 # ---------------------------------------------------------------------- the plan

@@ -27,7 +27,6 @@ from transformers.models.llama.modeling_llama import (
 
 from undertow.backbone.positions import POSITIONS, Cope, Fire, alibi, attend
 
-
 __all__ = ["UndertowLlamaConfig", "UndertowLlamaForCausalLM"]
 
 
