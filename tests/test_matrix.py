@@ -21,13 +21,20 @@ DEPTHS = [
 TIMES = [
     None,
     ut.T2MLR(1, 2),
-    ut.T2MLR(2, 2, carry="residual", project=False),
+    ut.T2MLR(2, 2, carry="residual", project=None),
     ut.T2MLR(0, -1, carry="residual", carry_detach=False, carry_norm=False, carry_weight=0.5),
     ut.LRT(),
     ut.LRT(1, shared=False),
     ut.LRT(2, residual=False, key=False),
     ut.LRT(-2, key=False, value=False),
-]
+    ut.T2MLR(1, 2, carry="skip", detach=True, pre_norm="rmsnorm", post_norm=True),
+    ut.T2MLR(0, 1, carry="skip", carry_weight=0.5, carry_norm=False, carry_detach=False, mixer_options={"layers": 2}),
+    ut.T2MLR(1, -1, mixer="var_norm_gated", pre_norm="layernorm", mixer_options={"vector": True}),
+    ut.T2MLR(1, 2, mixer="alpha_coupled", project="mlp", project_options={"bottleneck": 8}),
+    ut.T2MLR(2, 2, mixer="exponential_rotational_gated", carry="residual", mixer_options={"concat": True}),
+    ut.T2MLR(1, 2, mixer="constant_weight", mixer_options={"weight": 0.3, "learned": True}),
+    ut.T2MLR(0, 2, mixer="concat", carry="residual", carry_detach=False, post_norm=True),
+]  # the two mixers that replace the stream cannot be rows: a token they replace is not seen (core/test_t2mlr.py)
 METHODS = [
     (None, ut.T2MLR(1, 2)),
     (None, ut.LRT(2)),

@@ -55,6 +55,19 @@ def test_a_saved_recipe_loads_again(tmp_path):
     assert recipe.schedule == Cyclic(4, 1)
 
 
+def test_nested_values_survive_saving(tmp_path):
+    training = {
+        "lr_groups": {r"gate_[mx]\.": 10.0, "scale": 2.0},
+        "recurrent_weight": {"shape": "cosine", "warmup": 0.3},
+    }
+    recipe = Recipe.parse({"backbone": BACKBONE, "training": training, "data": {"pause": {"token": "x", "mean": 0.5}}})
+    recipe.save(tmp_path / "recipe.yaml")
+    again = recipes.load(tmp_path, ["training.recurrent_weight.warmup=0.4"])
+    assert list(again.training.lr_groups) == list(training["lr_groups"]), "the last match wins: their order counts"
+    assert again.training.recurrent_weight.shape == "cosine" and again.training.recurrent_weight.warmup == 0.4
+    assert again.data == recipe.data and again.data.pause.mean == 0.5
+
+
 def test_both_spellings_of_a_component_are_one():
     spelled = [
         {"method": "ReuseMap", "counts": [1, 2, 1, 1]},
@@ -83,6 +96,26 @@ def test_both_spellings_of_a_component_are_one():
         ),
         ({"training": {"betas": [0.9, "x"]}}, "training.betas.1: 'x': should be a valid number"),
         ({"training": 3}, "training: 3: should be"),
+        ({"training": {"accumulation": 0}}, "training.accumulation: 0: should be greater than 0"),
+        ({"training": {"optimiser": "muno"}}, "training.optimiser: 'muno' is not allowed; did you mean 'muon'?"),
+        ({"training": {"lr_groups": {"a(": 1}}}, "training.lr_groups: 'a(' is not a regular expression: "),
+        ({"training": {"lr_groups": {"a": "x"}}}, "training.lr_groups.a: 'x': should be a valid number"),
+        ({"training": {"lr_groups": {"a": -1.0}}}, "training.lr_groups.a: -1.0: should be greater than or equal to 0"),
+        (
+            {"training": {"decay": "stable", "warmup": 0.6, "cooldown": 0.5}},
+            "training.cooldown: 0.5: with warmup 0.6 it exceeds all steps",
+        ),
+        (
+            {"training": {"recurrent_weight": {"shape": "liner"}}},
+            "training.recurrent_weight.shape: 'liner' is not allowed; did you mean 'linear'? allowed: linear, cosine,",
+        ),
+        (
+            {"training": {"recurrent_weight": {"steps": 0}}},
+            "training.recurrent_weight.steps: unknown key (value 0); allowed: start, end, shape, warmup",
+        ),
+        ({"data": {"pause": {"token": "x"}}}, "data.pause: needs either mean"),
+        ({"data": {"pause": {"mean": 1.0}}}, "data.pause.token: missing"),
+        ({"data": {"pause": {"token": "x", "mean": 0.0}}}, "data.pause.mean: 0.0: should be greater than 0"),
         ({"data": {"source": 3}}, "data.source: 3: should be a valid string"),
         ({"name": "a/b"}, "name: 'a/b': must be usable as the name of a folder"),
         ({"backbone": {}}, "backbone: needs either family"),
@@ -116,7 +149,7 @@ def test_both_spellings_of_a_component_are_one():
         ({"time": "T2MLR(1, 9)"}, "9: the model has 4 layers"),
         ({"time": "LRT(9)"}, "time: LRT source=9: the model has 4 layers"),
         ({"time": "T2MLR(1,"}, "time: 'T2MLR(1,': must be a name or a call"),
-        ({"schedule": "Cyclic(1, 2, 'last', None, None, 6)"}, "Cyclic takes at most 5 values"),
+        ({"schedule": "Cyclic(1, 2, 'last', None, None, 'jacobi', 7)"}, "Cyclic takes at most 6 values"),
         ({"schedule": "Cyclc"}, "schedule.kind: 'Cyclc' is unknown; did you mean 'Cyclic'? allowed: Sequential,"),
         ({"schedule": {"kind": "Cyclic", "G": 0}}, "schedule: Cyclic G=0: must be a whole number of at least 1"),
         ({"schedule": 3}, "schedule: 3: must be a mapping with the key kind"),

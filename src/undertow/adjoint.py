@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from undertow.agree import largest
+from undertow.scan import settled
 from undertow.schedules import Converge, Cyclic, Schedule, strided
 from undertow.store import Written, take
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from undertow.execute import Executor, Frame, Sequence
 
 UNSOLVED = 0.5  # relative change by the live pass above which its memory is no solution to differentiate at
-DECAYED = 1e-3  # what is left of the cotangent, relative to all of it, when products that grew may stop
+SUBSETS = 16  # of rounds that replace products, where the schedule has none of its own
+DECAYED = 1e-3  # what is left of the cotangent, relative to all of it, when rounds that have no number may stop
 
 
 class Unsolved(Exception):
@@ -65,7 +67,8 @@ def live_pass(
     solved = dict(written)
     frame = Frame(everywhere, r.requires_grad_() if grad else r, mixed_where(seq, everywhere, True))
     rows = executor.steps(executor.program.span, state, frame, seq, written)
-    left = executor.leave(rows, frame, seq)
+    settles = schedule.settle and executor.program.carries  # then the carries' own chain is part of the pass
+    left = settled(executor, rows, seq) if settles else executor.leave(rows, frame, seq)
     spanned = {register: rows[register] for register in executor.program.kept}
     if not (grad and left.requires_grad):
         return frame, left, spanned
@@ -74,46 +77,53 @@ def live_pass(
     if change > UNSOLVED:
         raise Unsolved(f"one more pass moved the memory by {change:.0%}")
     after, solve = shifted(left, seq, everywhere), None
-    if k and isinstance(schedule, Cyclic | Converge) and schedule.solve == "cyclic":
-        solve = _Cyclic(executor, k, schedule.G, r.detach(), state, seq, solved)
-    elif k:
-        solve = _Parallel(k, r, after, tuple(spanned.values()))  # type: ignore[assignment]
+    if k:
+        cyclic = isinstance(schedule, Cyclic | Converge) and schedule.solve == "cyclic"
+        G = schedule.G if isinstance(schedule, Cyclic | Converge) else SUBSETS
+        rounds = _Cyclic(executor, k if cyclic else None, G, r.detach(), state, seq, solved)
+        solve = rounds if cyclic else _Parallel(k, r, after, tuple(spanned.values()), None if settles else rounds)
     r, *outs = _Adjoint.apply(solve, after, r, *spanned.values())
     return replace(frame, memory_BSND=r, carried={}), left, dict(zip(spanned, outs, strict=True))
 
 
-def _stop(done: int, k: int, exact: int, first: Tensor, last: Tensor, total: Tensor) -> bool:
-    """Whether `done` products (or rounds) are enough: k where they shrink, else as many as it takes, with a warning."""
-    if done < k or done >= exact:
-        return done >= exact
-    if done == k and k > 1 and largest((last.norm() > first.norm()).float(), agree=True):
-        warnings.warn(
-            f"the adjoint gradient does not contract: its cotangent grew {float(last.norm() / first.norm()):.1g} times "
-            f"in {k} products; it goes on until nothing is left, which is slow; adjoint=None runs live sweeps",
-            stacklevel=2,
-        )
+def _grew(first: Tensor, last: Tensor, k: int) -> bool:
+    """Whether k products (or rounds) made the cotangent larger, so that no fixed number of them is enough."""
+    if k < 2 or not largest((last.norm() > first.norm()).float(), agree=True):
         return False
-    return done == k or not largest((last.norm() > DECAYED * total.norm()).float(), agree=True)
+    warnings.warn(
+        f"the adjoint gradient does not contract: {k} products made its cotangent "
+        f"{float(last.norm() / first.norm()):.2g} times as large; it is solved until nothing is left, as live sweeps "
+        "would (more costly; adjoint=None runs those)",
+        stacklevel=2,
+    )
+    return True
 
 
 @dataclass(frozen=True)
 class _Parallel:
-    """Products with the Jacobian of the live pass itself: the Neumann series of v."""
+    """Products with the Jacobian of the live pass: the Neumann series of v. Where they grow, `rounds` solve it."""
 
     k: int
     r: Tensor
     after: Tensor
     outs: tuple[Tensor, ...]
+    rounds: _Cyclic | None  # None: carries were run to the end of the text, which rounds do not know; products go on
 
     def __call__(self, g_r: Tensor, g_outs: tuple[Tensor, ...]) -> Tensor:
         v = torch.autograd.grad(self.outs, self.r, g_outs, retain_graph=True, allow_unused=True)[0]
         first = v = g_r if v is None else v + g_r
-        total, done, T = v, 1, self.r.shape[1]
-        while not _stop(done, self.k, T, first, v, total):
+        total, T = v, self.r.shape[1]
+        for done in range(1, T):
+            if done == self.k and not _grew(first, v, done):
+                break
+            if done == self.k and self.rounds is not None:
+                return self.rounds(g_r, g_outs)
+            if done > self.k and not largest((v.norm() > DECAYED * total.norm()).float(), agree=True):
+                break
             found = torch.autograd.grad(self.after, self.r, v, retain_graph=True, allow_unused=True)[0]
             if found is None:  # the memory does not depend on what was read: no recurrence, nothing further back
                 break
-            v, done = found, done + 1
+            v = found
             total = total + v
         return total
 
@@ -131,10 +141,12 @@ class _Cyclic:
     """Rounds over G strided subsets, the last first: Gauss-Seidel on the cotangents of memory, keys and values.
 
     Every subset's rows are run once more, live, with the solved memory and the solved keys and values of all others as
-    leaves. What a subset pulls back to other positions waits there for their turn.
+    leaves. What a subset pulls back to other positions waits there for their turn. k=None: until nothing is left.
     """
 
-    def __init__(self, executor: Executor, k: int, G: int, r: Tensor, state: dict, seq: Sequence, solved: Written):
+    def __init__(
+        self, executor: Executor, k: int | None, G: int, r: Tensor, state: dict, seq: Sequence, solved: Written
+    ):
         self.executor, self.k, self.G, self.r, self.seq = executor, k, G, r, seq
         self.state = {name: x.detach() for name, x in state.items()}
         self.slots = [s.slot for s in executor.program.span if s.slot in solved and not s.shares]
@@ -164,13 +176,18 @@ class _Cyclic:
         waiting += [torch.zeros_like(x).transpose(1, 2) for s in self.slots for x in self.solved[s][0]]
         total = torch.zeros_like(self.r)
         self._pull(g_r, range(self.r.shape[1]), total, waiting)
-        exact, first, last, done = len(range(0, self.r.shape[1], self.G)), total, total, 0
-        while done == 0 or not _stop(done, self.k, exact, first, last, total):
+        exact, first, k = len(range(0, self.r.shape[1], self.G)), None, self.k
+        for done in range(1, exact + 1):
             before = total.clone()
             for piece in reversed(pieces):
                 self._turn(piece, total, waiting)
-            last, done = total - before, done + 1
-            first = last if done == 1 else first
+            last = total - before
+            first = last if first is None else first
+            if k is None and not largest((last.norm() > DECAYED * total.norm()).float(), agree=True):
+                break
+            if done == k and not _grew(first, last, k):
+                break
+            k = None if done == k else k
         return total
 
     def _turn(self, piece: _Piece, total: Tensor, waiting: list[Tensor]):

@@ -69,6 +69,11 @@ class Program:
         return self.head + self.span + self.tail
 
     @property
+    def carries(self) -> bool:
+        """Whether a memory is more than its newest source."""
+        return any(carry for _, _, carry in self.memories)
+
+    @property
     def normed(self) -> bool:
         """Whether the plan visits the final norm itself, so that the read-out must not."""
         return any(step.block == NORM for step in self.steps)

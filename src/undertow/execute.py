@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,11 +21,12 @@ from undertow.adjoint import Unsolved, live_pass
 from undertow.agree import largest
 from undertow.backbone.adapter import Backbone, Context, tapped
 from undertow.edges import Edge, Program, output_of
+from undertow.masks import Masks
 from undertow.plan import EMBED, NORM, Step
+from undertow.scan import normed, settled
 from undertow.schedules import Jacobi, Schedule, Sweep
-from undertow.store import KV, Filled, Masks, View, Written, take, write
+from undertow.store import KV, Filled, View, Written, take, write
 
-NORM_EPS = 1e-6  # of the weightless RMS norm a memory may carry
 MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
 
 
@@ -130,41 +130,43 @@ class Executor:
         written: Written = {}
         state = self.steps(program.head, state, Frame(everywhere, None, None), seq, written)
 
-        memory, entered, spanned = None, None, dict[str, Tensor]()  # buffers over all positions
+        memory: Tensor | None = None  # this and the next two are buffers over all positions
+        entered, spanned = None, dict[str, Tensor]()
         readouts, passes, residual = [], 0.0, None
         mixed, dead = True, False
         sweeps = schedule.sweeps(len(everywhere))
         sweep: Sweep | None = next(sweeps)
         first: Frame | None = None  # of the first sweep, whose keys and values a refresh renews
         while sweep is not None:
-            if sweep.refresh:
-                assert first is not None, "all positions come before"
-                self._refresh(first, self._frame(memory, sweep, seq), seq, written)
-                sweep = next(sweeps)
-                continue
-            positions, mixed = sweep.positions, sweep.mixed
-            passes += len(positions) / len(everywhere)
-            if dead and sweep.grad:
+            change, was_dead, dead = None, dead, not (sweep.grad and live)
+            if was_dead and not dead:
                 _forget_casts()
-            dead = not (sweep.grad and live)
             with torch.no_grad() if dead else nullcontext():
-                frame = self._frame(memory, sweep, seq)
-                if schedule.refresh and first is None:
-                    first = frame = replace(frame, entered={})
-                rows = {r: take(x, positions) for r, x in state.items()}
-                rows = self.steps(program.span, rows, frame, seq, written)
-                left = self.leave(rows, frame, seq) if program.memories else None
-                for register in program.kept:
-                    spanned[register] = write(spanned.get(register), rows[register], positions, 1)
-                change = None
-                if left is not None:
-                    if sweep.measure and memory is not None:
-                        change = moved(left, take(memory, positions), training)
-                    memory = write(memory, left, positions, 1)
-                if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
-                    entered = write(entered, frame.memory_BSND, positions, 1)
-                if schedule.readout == "each":
-                    readouts.append(self._read_out(rows, frame, seq, written, sweep.loss_weight))
+                if sweep.settle:
+                    if program.carries:
+                        memory = settled(self, state | spanned, seq)
+                elif sweep.refresh:
+                    assert first is not None, "all positions come before"
+                    self._refresh(first, self._frame(memory, sweep, seq), seq, written)
+                else:
+                    positions, mixed = sweep.positions, sweep.mixed
+                    passes += len(positions) / len(everywhere)
+                    frame = self._frame(memory, sweep, seq)
+                    if schedule.refresh and first is None:
+                        first = frame = replace(frame, entered={})
+                    rows = {r: take(x, positions) for r, x in state.items()}
+                    rows = self.steps(program.span, rows, frame, seq, written)
+                    for register in program.kept:
+                        spanned[register] = write(spanned.get(register), rows[register], positions, 1)
+                    if program.memories:
+                        left = self.leave(rows, frame, seq)
+                        if sweep.measure and memory is not None:
+                            change = moved(left, take(memory, positions), training)
+                        memory = write(memory, left, positions, 1)
+                    if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
+                        entered = write(entered, frame.memory_BSND, positions, 1)
+                    if schedule.readout == "each":
+                        readouts.append(self._read_out(rows, frame, seq, written, sweep.loss_weight))
             try:
                 sweep = sweeps.send(change)
             except StopIteration as stop:
@@ -199,8 +201,7 @@ class Executor:
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
             m = state[output_of(source)]
-            if norm:
-                m = F.rms_norm(m, m.shape[-1:], eps=NORM_EPS)
+            m = normed(m) if norm else m
             if carry:
                 assert frame.memory_BSND is not None, "the span's frame has the memory"
                 updated = self.modules[carry](m, frame.memory_BSND[:, :, n])

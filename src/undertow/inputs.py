@@ -9,7 +9,7 @@ from undertow.backbone import Backbone
 from undertow.cache import UndertowCache
 from undertow.edges import Program
 from undertow.execute import Sequence
-from undertow.store import Masks
+from undertow.masks import Masks
 
 
 def sequence(

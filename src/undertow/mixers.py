@@ -8,10 +8,31 @@ identity at the start, bit for bit, so that a pretrained model's logits do not m
 
 from __future__ import annotations
 
+from functools import partial
 from math import log, sqrt
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def rescaled(y: Tensor, clamp: float = 5.0, eps: float = 1e-6) -> Tensor:
+    """N, T2MLR's norm: scale to RMS 1 by a factor from a detached copy, clamped to [1/clamp, clamp]; no gain."""
+    scale = (_wide(y.detach()).square().mean(-1, keepdim=True) + eps).rsqrt()
+    return y * scale.clamp(1 / clamp, clamp).to(y.dtype)
+
+
+def opened(x: Tensor, mixed: Tensor, scale: Tensor | None) -> Tensor:
+    """`x + tanh(s) (mixed - x)`: x itself, bit for bit, while s is 0. None: `mixed`."""
+    return mixed if scale is None else x + torch.tanh(scale) * (mixed - x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Start(nn.Module):
@@ -43,52 +64,28 @@ class Scaled(nn.Module):
         return x + self.scale * m
 
 
-class Gated(nn.Module):
-    """T2MLR's `gated` mixer (arXiv 2607.15178): `x + tanh(g_m) sig(G_m [x; m]) m + tanh(g_x) sig(G_x [x; m]) x`.
-
-    The outer scalars start at 0, so it is the identity at the start and only they have gradient in the first step.
-
-    Args:
-        width: D.
-        gain: of the gate weights' Xavier-normal initialisation (0: zeros).
-        bias: probability at which both gates start; their bias is its logit.
-    """
-
-    def __init__(self, width: int, gain: float = 1.0, bias: float = 0.5):
-        super().__init__()
-        self.gate_x, self.gate_m = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
-        p = min(max(bias, 1e-4), 1 - 1e-4)
-        for gate in (self.gate_x, self.gate_m):
-            nn.init.xavier_normal_(gate.weight, gain=gain) if gain else nn.init.zeros_(gate.weight)
-            nn.init.constant_(gate.bias, log(p / (1 - p)))
-        self.scale_x, self.scale_m = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        both = torch.cat([x, m], -1)
-        y = torch.tanh(self.scale_m) * torch.sigmoid(self.gate_m(both)) * m
-        return x + y + torch.tanh(self.scale_x) * torch.sigmoid(self.gate_x(both)) * x
-
-
 class HeadGate(nn.Module):
     """LRT's key and value mixer (arXiv 2605.26797): `g_loc x + g_mem m`, gates per token and key/value head.
 
-    `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One module serves a layer's keys and
-    values, as published. `retrofit` wraps it in `x + tanh(s) (mix - x)` with s = 0.
+    `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One serves a layer's keys and values.
+    `channels`: how many of `a`, from the first, the gates read (None: all). `retrofit`: `x + tanh(s) (mix - x)`, s = 0.
     """
 
-    def __init__(self, width: int, kv_heads: int, retrofit: bool):
+    def __init__(self, width: int, kv_heads: int, retrofit: bool, channels: int | None = None):
         super().__init__()
         self.kv_heads = kv_heads
-        self.gate = nn.Linear(width, 2 * kv_heads, bias=False)
+        self.gate = nn.Linear(channels or width, 2 * kv_heads, bias=False)
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
+    def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+        both = 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
+        return dict(zip("xm", both.chunk(2, -1), strict=True))
+
     def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        g_loc, g_mem = (2 * torch.sigmoid(self.gate(a))).chunk(2, -1)
-        heads = (self.kv_heads, -1)
-        mixed = g_loc[..., None] * x.unflatten(-1, heads) + g_mem[..., None] * m.unflatten(-1, heads)
-        mixed = mixed.flatten(-2)
-        return mixed if self.scale is None else x + torch.tanh(self.scale) * (mixed - x)
+        g, heads = self.gates(x, m, a), (self.kv_heads, -1)
+        mixed = g["x"][..., None] * x.unflatten(-1, heads) + g["m"][..., None] * m.unflatten(-1, heads)
+        return opened(x, mixed.flatten(-2), self.scale)
 
 
 class Blend(nn.Module):
@@ -108,24 +105,15 @@ class Blend(nn.Module):
 
 
 class Residual(nn.Module):
-    """A carry, T2MLR's cache residual: `R_t = N(h_t + w R_{t-1})`.
+    """A carry, T2MLR's cache residual: `R_t = N(h_t + w R_{t-1})`. `detach`: R_{t-1} carries no gradient."""
 
-    N scales to RMS 1, by a factor taken from a detached copy and clamped to [1/clamp, clamp]; `norm=False` leaves it
-    out. `detach`: the old memory carries no gradient.
-    """
-
-    def __init__(
-        self, weight: float = 1.0, norm: bool = True, detach: bool = True, clamp: float = 5.0, eps: float = 1e-6
-    ):
+    def __init__(self, weight: float = 1.0, norm: bool = True, detach: bool = True):
         super().__init__()
-        self.weight, self.norm, self.detach, self.clamp, self.eps = weight, norm, detach, clamp, eps
+        self.weight, self.norm, self.detach = weight, norm, detach
 
     def forward(self, h: Tensor, memory: Tensor) -> Tensor:
         y = h + self.weight * (memory.detach() if self.detach else memory)
-        if not self.norm:
-            return y
-        scale = (y.detach().square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return y * scale.clamp(1 / self.clamp, self.clamp)
+        return rescaled(y) if self.norm else y
 
 
 def projection(width: int, out: int, uniform: bool = False) -> nn.Linear:
@@ -134,3 +122,278 @@ def projection(width: int, out: int, uniform: bool = False) -> nn.Linear:
     if uniform:
         nn.init.uniform_(linear.weight, -sqrt(3 / width), sqrt(3 / width))
     return linear
+
+
+def perceptron(start: int, inner: int, end: int, layers: int, activation: str = "gelu", bias: bool = True) -> nn.Module:
+    """`layers` linear maps, `start` -> `inner` .. -> `end`, `activation` between. Raises ValueError: a bad value."""
+    if inner < 1 or layers < 1:
+        raise ValueError(f"inner width {inner}, layers={layers}: both must be at least 1")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: allowed are {sorted(ACTIVATIONS)}")
+    widths, parts = (start, *(inner,) * (layers - 1), end), list[nn.Module]()
+    for a, b in zip(widths, widths[1:], strict=False):
+        parts += [nn.Linear(a, b, bias=bias), ACTIVATIONS[activation]()]
+    return nn.Sequential(*parts[:-1]) if layers > 1 else parts[0]
+
+
+# ---------------------------------------------------------------------- T2MLR's mixers (arXiv 2607.15178)
+
+
+class Mixer(nn.Module):
+    """Base of T2MLR's mixers: `join(x, N(mix(x^, m^)))`, x^ and m^ the two streams after their pre-norm.
+
+    The buffer `strength`, 1 unless a training schedule sets it, multiplies m^: after the pre-norm, which would undo it.
+
+    Args:
+        width: D.
+        identity: whether the subclass starts as the identity for any streams (it adds to x what starts at zero).
+        same: whether its `mix` starts as x^, which is x where nothing is normed.
+        pre_norm: `"rmsnorm"` or `"layernorm"`, learned gains, one norm a stream (None: no pre-norm).
+        post_norm: whether N (`rescaled`) acts.
+        retrofit: start as the identity, behind a zero scalar (`opened`) where the mixer does not by itself.
+    """
+
+    projected: ClassVar[bool] = True  # whether the published mixer can have a map of the memory before it
+    reads_x: ClassVar[bool] = True
+
+    def __init__(
+        self, width: int, identity: bool = False, same: bool = False, pre_norm: str | None = None,
+        post_norm: bool = False, retrofit: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        norm = None if pre_norm is None else partial(NORMS[pre_norm], width, eps=1e-6)
+        self.norm_x, self.norm_m = norm() if norm and self.reads_x else None, norm() if norm else None
+        self.post_norm = post_norm
+        # Behind a scalar, what starts as the identity would never get a gradient, nor would the scalar.
+        closed = retrofit and not identity and not (same and norm is None and not post_norm)
+        self.opening = nn.Parameter(torch.zeros(1)) if closed else None
+        self.strength = nn.Buffer(torch.ones(()))
+
+    def streams(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """x^ and m^."""
+        x = x if self.norm_x is None else self.norm_x(x)
+        return x, self.strength * (m if self.norm_m is None else self.norm_m(m))
+
+    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
+        streams = self.streams(x, m)
+        y = self.mix(*streams, self.weigh(*streams))
+        y = self.join(x, rescaled(y) if self.post_norm else y)
+        return opened(x, y.to(x.dtype), self.opening)
+
+    def gates(self, x: Tensor, m: Tensor, a: Tensor | None = None) -> dict[str, Tensor]:
+        """Every gate's value by name, `m` and `x` being the factors of the two streams; empty where there is none."""
+        return self.weigh(*self.streams(x, m))
+
+    def weigh(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+        return {}  # the gates, from the streams
+
+    def mix(self, x: Tensor, m: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        return gates["m"] * m + gates["x"] * x
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        return y
+
+
+class ConstantWeight(Mixer):
+    """`(1 - w) x^ + w m^`, w clamped to [0, 1] where it is used. `weight`: at the start; `learned`: a parameter."""
+
+    projected = False
+
+    def __init__(self, width: int, *, weight: float = 0.5, learned: bool = False, **around: Any):
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight={weight}: must be in [0, 1]")
+        super().__init__(width, same=weight == 0, **around)
+        start = torch.full((1,), float(weight))
+        self.weight = nn.Parameter(start) if learned else nn.Buffer(start)
+
+    def weigh(self, x, m):
+        w = self.weight.clamp(0, 1)
+        return {"m": w, "x": 1 - w}
+
+
+class Concat(Mixer):
+    """`W [x^; m^]`, no bias, W = [I, 0] at the start."""
+
+    def __init__(self, width: int, **around: Any):
+        super().__init__(width, same=True, **around)
+        self.map = nn.Linear(2 * width, width, bias=False)
+        nn.init.eye_(self.map.weight)
+
+    def mix(self, x, m, gates):
+        return self.map(torch.cat([x, m], -1))
+
+
+def gate(width: int, layers: int, hidden: int | None, activation: str | None) -> nn.Module:
+    """The map `[x; m] -> logits`: a linear one, or (`layers` > 1) a perceptron of inner width `hidden` (None: D)."""
+    if layers == 1 and (hidden is not None or activation is not None):
+        raise ValueError(f"hidden={hidden}, activation={activation!r}: a gate of layers=1 has none; use layers=2")
+    return perceptron(2 * width, width if hidden is None else hidden, width, layers, activation or "gelu")
+
+
+def start_gate(gate: nn.Module, gain: float, probability: float | None):
+    """Xavier-normal weights (gain 0: zeros); the last bias is the logit of `probability` (None: torch's own)."""
+    linears = [module for module in gate.modules() if isinstance(module, nn.Linear)]
+    for linear in linears:
+        nn.init.xavier_normal_(linear.weight, gain=gain) if gain else nn.init.zeros_(linear.weight)
+    if probability is not None:
+        p = min(max(probability, 1e-4), 1 - 1e-4)
+        nn.init.constant_(linears[-1].bias, log(p / (1 - p)))
+
+
+def gamma(width: int, rezero: bool, vector: bool) -> nn.Parameter | None:
+    """An outer factor tanh(g), g = 0 at the start: one in all, or one a channel."""
+    if vector and not rezero:
+        raise ValueError("vector=True: the gammas are there with rezero=True only")
+    return nn.Parameter(torch.zeros(width if vector else 1)) if rezero else None
+
+
+class Gated(Mixer):
+    """`x + N(tanh(g_m) sig(G_m [x^; m^]) m^ + tanh(g_x) sig(G_x [x^; m^]) x^)`: the mixer of every published run.
+
+    The gammas g start at 0, so it is the identity at the start and only they have gradient in the first step.
+
+    Args:
+        gain: of the gate weights' Xavier-normal initialisation (0: zeros).
+        init_m, init_x: probability at which each gate starts (None: torch's own bias).
+        layers, hidden, activation: of the gates' maps, see `gate`.
+        rezero: False leaves out the gammas and the x that is added.
+        vector: one gamma a channel.
+        normalize: both gates are divided by their sum, which carries no gradient.
+        x_branch: False leaves out the second term.
+        detach_m, detach_x: the gate sees its input without gradient.
+    """
+
+    def __init__(
+        self, width: int, *, gain: float = 1.0, init_m: float | None = 0.5, init_x: float | None = 0.5, layers: int = 1,
+        hidden: int | None = None, activation: str | None = None, rezero: bool = True, vector: bool = False,
+        normalize: bool = False, x_branch: bool = True, detach_m: bool = False, detach_x: bool = False, **around: Any,
+    ):  # fmt: skip
+        super().__init__(width, identity=rezero, **around)
+        if not x_branch and (normalize or detach_x or init_x != 0.5):
+            raise ValueError(
+                f"normalize={normalize}, detach_x={detach_x}, init_x={init_x}: x_branch=False has no x gate"
+            )
+        self.normalize, self.detach_m, self.detach_x = normalize, detach_m, detach_x
+        make = partial(gate, width, layers, hidden, activation)
+        self.gate_x, self.gate_m = make() if x_branch else None, make()
+        for module, probability in ((self.gate_x, init_x), (self.gate_m, init_m)):
+            if module is not None:
+                start_gate(module, gain, probability)
+        self.scale_x = gamma(width, rezero, vector) if x_branch else None
+        self.scale_m = gamma(width, rezero, vector)
+
+    def weigh(self, x, m):
+        both = torch.cat([x, m], -1)
+        gates = {"m": torch.sigmoid(self.gate_m(both.detach() if self.detach_m else both))}
+        if self.gate_x is not None:
+            gates["x"] = torch.sigmoid(self.gate_x(both.detach() if self.detach_x else both))
+        if not self.normalize:
+            return gates
+        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach()
+        return {name: value / total for name, value in gates.items()}
+
+    def mix(self, x, m, gates):
+        y = gates["m"] * m if self.scale_m is None else torch.tanh(self.scale_m) * gates["m"] * m
+        if self.gate_x is None:
+            return y
+        return y + (gates["x"] * x if self.scale_x is None else torch.tanh(self.scale_x) * gates["x"] * x)
+
+    def join(self, x, y):
+        return y if self.scale_m is None else x + y
+
+
+class AlphaCoupled(Mixer):
+    """`x + tanh(g) N(w m^ + (1 - w) x^)`, w = sig(G [x^; m^]) clipped to [1e-4, 1 - 1e-4]; g = 0 at the start.
+
+    Options as in `Gated`; `init` is the probability at which its one gate starts.
+    """
+
+    default: ClassVar[float | None] = None  # what `init=None` means; None: torch's own bias
+
+    def __init__(
+        self, width: int, *, gain: float = 1.0, init: float | None = None, layers: int = 1, hidden: int | None = None,
+        activation: str | None = None, rezero: bool = True, vector: bool = False, detach: bool = False, **around: Any,
+    ):  # fmt: skip
+        super().__init__(width, identity=rezero, **around)
+        self.detach = detach
+        self.gate = gate(width, layers, hidden, activation)
+        start_gate(self.gate, gain, self.default if init is None else init)
+        self.scale = gamma(width, rezero, vector)
+
+    def weigh(self, x, m):
+        both = torch.cat([x, m], -1)
+        logits = _wide(self.gate(both.detach() if self.detach else both))  # 1 - 1e-4 is 1 in bfloat16
+        w = torch.sigmoid(logits).clamp(1e-4, 1 - 1e-4)
+        return {"m": w, "x": 1 - w}
+
+    def join(self, x, y):
+        return y if self.scale is None else x + torch.tanh(self.scale) * y
+
+
+class VarNormGated(AlphaCoupled):
+    """As `AlphaCoupled` with the roots of its weights: `x + tanh(g) N(sqrt(w) m^ + sqrt(1 - w) x^)`; `init` 0.2."""
+
+    default = 0.2
+
+    def weigh(self, x, m):
+        return {name: weight.sqrt() for name, weight in super().weigh(x, m).items()}
+
+
+class ExponentialRotationalGated(Mixer):
+    """`A x^ + sqrt(1 - A^2 + 1e-8) i m^`, `A = exp(-8 softplus(L) rho)`, rho and i sigmoid gates of u (RG-LRU).
+
+    u is x^ or, with `concat`, [x^; m^]; `detach`: without gradient. At the start weights and biases are uniform within
+    1/sqrt(fan-in), torch's own, and exp(-8 softplus(L)) is uniform in [0.99, 0.999].
+    """
+
+    projected = False
+
+    def __init__(self, width: int, *, concat: bool = False, detach: bool = False, **around: Any):
+        super().__init__(width, **around)
+        self.concat, self.detach = concat, detach
+        self.gate_rho, self.gate_i = (nn.Linear(2 * width if concat else width, width) for _ in range(2))
+        decay = torch.empty(width).uniform_(0.99, 0.999)
+        self.decay_D = nn.Parameter(torch.expm1(-decay.log() / 8).log())  # L: the softplus undone
+
+    def weigh(self, x, m):
+        u = torch.cat([x, m], -1) if self.concat else x
+        rho, i = (torch.sigmoid(_wide(g(u.detach() if self.detach else u))) for g in (self.gate_rho, self.gate_i))
+        A = torch.exp(-8 * F.softplus(_wide(self.decay_D)) * rho)
+        return {"m": torch.sqrt(1 - A.square() + 1e-8) * i, "x": A, "rho": rho, "i": i}
+
+
+class Replace(Mixer):
+    """`m^`: the memory replaces x (a baseline after Coconut, arXiv 2412.06769)."""
+
+    projected = reads_x = False
+
+    def mix(self, x, m, gates):
+        return m
+
+
+class Codi(Mixer):
+    """`LN(W_2 act(W_1 m^))` replaces x (a baseline after CODI, arXiv 2502.21074); `bottleneck`: the inner width."""
+
+    projected = reads_x = False
+
+    def __init__(self, width: int, *, bottleneck: int, activation: str = "gelu", **around: Any):
+        super().__init__(width, **around)
+        self.net, self.norm = perceptron(width, bottleneck, width, 2, activation), nn.LayerNorm(width)
+
+    def mix(self, x, m, gates):
+        return self.norm(self.net(m))
+
+
+class Skip(Mixer):
+    """`x + N(w m)`: T2MLR's recurrent skip, x the output of layer `end`. `norm=False` leaves N out."""
+
+    def __init__(self, width: int, *, weight: float = 1.0, norm: bool = True, detach: bool = True, **around: Any):
+        super().__init__(width, **around)
+        self.weight, self.norm, self.detach = weight, norm, detach
+
+    def streams(self, x, m):
+        r = self.weight * (m.detach() if self.detach else m)
+        return x, self.strength * (rescaled(r) if self.norm else r)
+
+    def mix(self, x, m, gates):
+        return x + m

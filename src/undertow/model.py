@@ -83,6 +83,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         shape = self.view.shape
         self.depth, self.time = config.methods()
         depth, self._over_time = (m.build(shape, config.retrofit) if m else Parts() for m in (self.depth, self.time))
+        self.view.blank = self._over_time.mark
         self.undertow = nn.ModuleDict({**depth.modules, **self._over_time.modules})
         if config.future is not None:
             vocabulary = config.get_text_config().vocab_size

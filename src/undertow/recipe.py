@@ -10,140 +10,32 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import json
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-__all__ = ["Recipe", "RecipeError", "Backbone", "Data", "Training", "Evaluation", "component", "load"]
+from undertow.recipe_sections import (
+    Backbone,
+    Bad,
+    Data,
+    Evaluation,
+    Future,
+    RecipeError,
+    Section,
+    Training,
+    choices,
+    one_line,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["Recipe", "RecipeError", "Section", "Backbone", "Data", "Training", "Evaluation", "component", "load"]
+
 WORDS = {"depth": "method", "time": "method", "schedule": "kind"}  # the key that names the class, in each section
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message is one line."""
-
-
-class Bad(RecipeError):
-    """What is wrong with the value at `key`, relative to the section that is being checked."""
-
-    def __init__(self, key: str, text: str):
-        super().__init__(text)
-        self.key = key
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are not converted, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Backbone(Section):
-    """The model that is made recurrent: `family` and the fields of its Hugging Face config, or `pretrained`.
-
-    `vocab_size` may be left out: it is then the tokenizer's.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    family: str | None = None
-    pretrained: str | None = None
-    revision: str | None = None
-
-    @model_validator(mode="after")
-    def _known_fields(self):
-        if (self.family is None) == (self.pretrained is None):
-            raise Bad("", "needs either family (a Hugging Face model type) or pretrained (a folder or a hub id)")
-        extra = self.model_extra or {}
-        for key in extra if self.pretrained is not None else ():
-            raise Bad(key, f"unknown key (value {extra[key]!r}); with pretrained only revision is allowed")
-        if self.family is not None and self.revision is not None:
-            raise Bad("revision", f"{self.revision!r}: only with pretrained")
-        if self.family is not None:
-            self.hf_config()
-        return self
-
-    def hf_config(self, **defaults):
-        """The Hugging Face config of `family`; `defaults` hold where the recipe says nothing.
-
-        Raises:
-            ValueError: unknown family, unknown field, or a value the config refuses.
-        """
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import PreTrainedConfig
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        from undertow.backbone import FAMILIES
-
-        supported = [name for family in FAMILIES for name in family.model_types]
-        if self.family not in supported:
-            raise Bad("family", f"{self.family!r} is not supported; {choices(self.family, supported)}")
-        cls, values = CONFIG_MAPPING[self.family], dict(self.model_extra or {})
-        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}  # not about the architecture
-        allowed = sorted({f.name for f in dataclasses.fields(cls)} - general | set(cls.attribute_map))
-        for key in values:
-            if key not in allowed:
-                raise Bad(key, f"unknown key (value {values[key]!r}); {choices(key, allowed)}")
-        try:
-            return cls(**(defaults | values))
-        except (StrictDataclassError, ValueError, TypeError) as error:
-            raise Bad("", one_line(error)) from error
-
-
-class Data(Section):
-    """What is read: arguments of `undertow.data.build`."""
-
-    source: str | Annotated[tuple[str, ...], Field(strict=False)] = "stdlib"
-    tokenizer: str | None = None
-    vocab_size: Positive = 4096
-    seq_len: Annotated[int, Field(ge=2)] = 256
-    validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    validation_rows: Positive | None = None
-    cache_dir: str | None = None
-
-
-class Training(Section):
-    """How it is trained. The first of `max_steps`, `max_tokens` and `max_flops` that is reached ends training."""
-
-    max_steps: Positive | None = None
-    max_tokens: Annotated[float, Field(gt=0)] | None = None
-    max_flops: Annotated[float, Field(gt=0)] | None = None
-    batch_size: Positive = 16
-    accumulation: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    recurrent_lr: Annotated[float, Field(gt=0)] = 1.0  # multiplies learning_rate for the parameters under `undertow.`
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Fraction = 0.05  # of all steps
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpointing: bool = False
-    log_every: Positive = 10
-    save_every: Positive = 200
-    keep: Positive = 2
-    workers: Annotated[int, Field(ge=0)] = 0
-    tensorboard: bool = True
-
-
-class Evaluation(Section):
-    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end."""
-
-    batch_size: Positive = 16
-    points: Annotated[int, Field(ge=0)] = 8
-    rows: Positive | None = 64
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    sequential: bool = False  # also decode position by position: slow, the definition itself
-    prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    new_tokens: Positive = 48
 
 
 class Recipe(Section):
@@ -157,6 +49,7 @@ class Recipe(Section):
     depth: Any = None
     time: Any = None
     schedule: Any = None
+    future: Future | None = None
     data: Data = Data()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -187,6 +80,8 @@ class Recipe(Section):
                         getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
                 except ValueError as error:
                     raise Bad(section, one_line(error)) from error
+            if self.future is not None and not -shape.layers <= self.future.source < shape.layers:
+                raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
         return self
 
     @classmethod
@@ -206,7 +101,7 @@ class Recipe(Section):
     def to_dict(self) -> dict:
         """Plain values, every default written out; `Recipe.parse` is the inverse."""
         plain: dict = {"name": self.name, "seed": self.seed}
-        for section in ("backbone", "depth", "time", "schedule", "data", "training", "evaluation"):
+        for section in ("backbone", "depth", "time", "schedule", "future", "data", "training", "evaluation"):
             held = getattr(self, section)
             if held is not None:
                 plain[section] = held.to_dict() if section in WORDS else held.model_dump(exclude_none=True)
@@ -329,8 +224,10 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{'.'.join([*keys, cause.key] if cause.key else keys)}: {cause}"
     dotted, section = ".".join(keys), model
     for key in keys[:-1]:
-        inner = section.model_fields[key].annotation
-        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else section
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        for inner in (annotation, *typing.get_args(annotation)):  # a section, or one that may be left out
+            if isinstance(inner, type) and typing.get_origin(inner) is None and issubclass(inner, BaseModel):
+                section = inner
     if first["type"] == "extra_forbidden":
         allowed = list(section.model_fields)
         return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"
@@ -349,18 +246,6 @@ def _said(first: Mapping[str, Any]) -> str:
     """Pydantic's own sentence, begun as ours are."""
     said = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return said[:1].lower() + said[1:]
-
-
-def choices(value, allowed: Sequence[str]) -> str:
-    """The nearest match to `value`, if any, and all that is allowed."""
-    folded = {name.lower(): name for name in reversed(allowed)}
-    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
-    return (f"did you mean {folded[close[0]]!r}? " if close else "") + f"allowed: {', '.join(allowed)}"
-
-
-def one_line(error: BaseException) -> str:
-    """The message of any exception on one line."""
-    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):

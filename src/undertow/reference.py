@@ -14,8 +14,9 @@ from torch import Tensor
 
 from undertow.backbone.adapter import tapped
 from undertow.edges import output_of
-from undertow.execute import MOVED_EPS, NORM_EPS
+from undertow.execute import MOVED_EPS
 from undertow.plan import EMBED, NORM
+from undertow.scan import NORM_EPS
 from undertow.schedules import Schedule
 
 
@@ -128,6 +129,16 @@ class _Run:
                 self.visit(copy, before | {"x": x[:, rows]}, rows, m_BSND, mix_BS, kv)
                 self.entered = None
 
+    def settle(self, state: dict, memory_BTND: Tensor) -> Tensor:
+        """The memory of the newest sources, token after token."""
+        for t in range(self.T):
+            rows = [t]
+            left = self.leave(
+                {r: x[:, rows] for r, x in state.items()}, rows, self.entering(memory_BTND, rows), self.mix[:, rows]
+            )
+            memory_BTND = memory_BTND.index_copy(1, torch.tensor(rows), left)
+        return memory_BTND
+
     def start(self, rows: list[int]) -> dict:
         x = self.x[:, rows]
         return {"h": x, output_of(EMBED): x} | {r: self.modules[n]().expand_as(x) for r, n in self.program.starts}
@@ -148,6 +159,12 @@ class _Run:
 
     def logits(self, h: Tensor) -> Tensor:
         return self.backbone.head(h if self.program.normed else self.backbone.final_norm(h))
+
+
+def moved(new: Tensor, old: Tensor) -> float:
+    """The largest relative change of a position's memory."""
+    new, old = new.detach(), old.detach()
+    return float(((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max())
 
 
 def recur(model, input_ids, attention_mask=None, position_ids=None, memory_mask=None) -> tuple[Tensor, Tensor | None]:
@@ -194,6 +211,10 @@ def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, pos
         if s.refresh:
             run.refresh(rows, run.entering(memory, rows), run.mix[:, rows], kv)
             continue
+        if s.settle:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and s.grad):
+                memory = run.settle(spanned, memory)
+            continue
         index = torch.tensor(rows)
         # Nothing in the head can differ between sweeps, so a cut of the gradient does not concern it.
         state = run.visits(program.head, run.start(rows), rows, None, run.mix, kv)
@@ -204,9 +225,7 @@ def sweep(model, schedule: Schedule, input_ids: Tensor, attention_mask=None, pos
             mix = run.mix[:, rows] & s.mixed
             middle = run.visits(program.span, state, rows, m, mix, kv)
             left = run.leave(middle, rows, m, mix)
-            if s.measure:
-                old, new = memory[:, rows].detach(), left.detach()
-                change = float(((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max())
+            change = moved(left, memory[:, rows]) if s.measure else None
             memory, entered = memory.index_copy(1, index, left), entered.index_copy(1, index, m)
             out = run.logits(run.visits(program.tail, middle, rows, m, mix, kv)["h"])
             parts.append((out, rows, s.loss_weight))

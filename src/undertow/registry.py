@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any, get_args
 
 
 def from_mapping(values: Mapping, key: str, classes: Mapping[str, type], what: str):
@@ -21,3 +23,22 @@ def from_mapping(values: Mapping, key: str, classes: Mapping[str, type], what: s
         if argument not in known:
             raise ValueError(f"{name} has no field {argument!r}; allowed are {known}")
     return classes[name](**arguments)
+
+
+def check_options(make: Callable, options: Mapping[str, Any], what: str):
+    """Hold options against the keyword-only arguments of `make`: name, type, and whether any is missing.
+
+    Raises:
+        ValueError: one line that begins with `what` and says what is allowed.
+    """
+    parameters = inspect.signature(make, eval_str=True).parameters
+    known = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{what} {name}={value!r}: allowed are {sorted(known) or 'no options'}")
+        kinds = get_args(known[name].annotation) or (known[name].annotation,)
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            raise ValueError(f"{what} {name}={value!r}: must be {' or '.join(kind.__name__ for kind in kinds)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"{what} {name} is missing: it has no default")

@@ -28,6 +28,7 @@ class Sweep:
     border: bool = False  # memory enters only at the first of the positions, zero elsewhere (chunked)
     measure: bool = False  # the schedule wants the change of the memory as the answer
     refresh: bool = False  # no sweep: only what the memory adds to the keys and values at `positions` is renewed
+    settle: bool = False  # no sweep: only the carries run, over all positions with the newest sources
 
 
 Sweeps = Generator[Sweep, float | None, float | None]
@@ -54,6 +55,10 @@ class Schedule:
 
     @property
     def refresh(self) -> bool:  # likewise
+        return False
+
+    @property
+    def settle(self) -> bool:  # likewise
         return False
 
     def sweeps(self, T: int) -> Sweeps:
@@ -147,6 +152,7 @@ class Jacobi(Schedule):
         backward: the last sweep and this many before it carry gradient (None: all).
         adjoint: instead, only the last sweep is live and its backward applies this many vector-Jacobian products.
         start: the first sweep reads a memory of zeros (`"zero"`) or does not mix at all (`"unmixed"`, as published).
+        settle: after every sweep, run the carries along the whole text (not as published; exact carries in one sweep).
         sample: with gradient, every forward draws its K from these (T2MLR's random depth), on all ranks the same.
     """
 
@@ -156,6 +162,7 @@ class Jacobi(Schedule):
     adjoint: int | None = None
     start: str = "zero"
     sample: tuple[int, ...] | None = None
+    settle: bool = False
 
     def __post_init__(self):
         self._need(K=0, backward=0, adjoint=0)
@@ -191,6 +198,8 @@ class Jacobi(Schedule):
         for k in range(self.K + 1 if self.adjoint is None else self.K):
             live = self.adjoint is None and (self.backward is None or self.K - k <= self.backward)
             yield Sweep(range(T), weights[k], grad=live, mixed=k > 0 or self.start == "zero")
+            if self.settle:
+                yield Sweep(range(T), grad=live, settle=True)
 
 
 @dataclass(frozen=True)
@@ -254,10 +263,9 @@ class Cyclic(Schedule):
 
     def sweeps(self, T: int) -> Unmeasured:
         live = self.adjoint is None
-        yield Sweep(range(T), grad=live and (self.backward is None or self.backward > self.n))
-        for i in range(self.n):
-            grad = live and (self.backward is None or self.n - i <= self.backward)
-            for positions in strided(T, self.G):
+        for i in range(self.n + 1):
+            grad = live and (self.backward is None or self.n - i < self.backward)
+            for positions in strided(T, self.G) if i else (range(T),):
                 yield Sweep(positions, grad=grad)
 
     @property

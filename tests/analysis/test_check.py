@@ -7,12 +7,11 @@ import torch
 
 import undertow as ut
 from models import CONFIGS, V, build, ids
-from undertow import execute, store
-from undertow import model as model_module
+from undertow import execute, inputs
 from undertow.analysis import Report, label
 from undertow.analysis.check import contraction, run
 from undertow.cache import UndertowCache
-from undertow.store import Masks
+from undertow.masks import Masks
 
 STRUCTURE = ("causal", "cached", "padded", "packed", "batched")
 SMALL = {False: {"num_hidden_layers": 2}, True: {"n_layer": 2}}
@@ -122,8 +121,8 @@ def test_planted_shared_cache_slot(monkeypatch):
 
 
 def _documents(monkeypatch, change):
-    real = model_module._documents
-    monkeypatch.setattr(model_module, "_documents", lambda *arguments: change(*real(*arguments)))
+    real = inputs._documents
+    monkeypatch.setattr(inputs, "_documents", lambda *arguments: change(*real(*arguments)))
 
 
 def test_planted_memory_that_ignores_padding(monkeypatch):
@@ -141,9 +140,9 @@ def test_planted_memory_that_crosses_documents(monkeypatch):
 
 def test_planted_attention_that_crosses_documents(monkeypatch):
     model = build("gpt2")
-    real = model_module._documents
+    real = inputs._documents
     monkeypatch.setattr(
-        model_module,
+        inputs,
         "_documents",
         lambda mask, positions, *rest: (None, None, None) if positions is not None else real(mask, positions, *rest),
     )
@@ -194,7 +193,7 @@ def test_planted_memory_of_a_batch_mate(monkeypatch):
 
 def test_planted_memory_left_behind_by_beams(monkeypatch):
     model = MODELS["memory"]()
-    monkeypatch.setattr(store.UndertowCache, "_move", lambda self, change: None)
+    monkeypatch.setattr(UndertowCache, "_move", lambda self, change: None)
     report = check(model)
     assert broken(report) == ["batched"] and "reordered cache" in report["batched"].line
 

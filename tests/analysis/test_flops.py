@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 import undertow as ut
 from models import CONFIGS, LAYERS
+from undertow import adjoint
 from undertow.analysis.flops import (
     decode_flops,
     forward_flops,
@@ -60,6 +61,13 @@ def ids(rows=B, length=T):
     return torch.randint(3, VOCAB, (rows, length))
 
 
+@pytest.fixture(autouse=True)
+def no_fallback(monkeypatch):
+    """Random weights need not contract; what is counted is the schedule itself, not what replaces it then."""
+    monkeypatch.setattr(adjoint, "UNSOLVED", float("inf"))
+    monkeypatch.setattr(adjoint, "_grew", lambda *rest: False)
+
+
 def trained(model, schedule, x=None):
     x = ids() if x is None else x
     flops, _ = counted(lambda: model(x, labels=x, schedule=schedule).loss.backward())
@@ -73,6 +81,7 @@ JACOBI = [
     ut.Jacobi(3, backward=1),
     ut.Jacobi(1, loss="mean", start="unmixed"),
     ut.Jacobi(2, adjoint=2),
+    ut.Jacobi(2, settle=True),
 ]
 CYCLIC = [
     ut.Interleaved(3),
@@ -81,6 +90,8 @@ CYCLIC = [
     ut.Cyclic(4, 1, adjoint=0),
     ut.Cyclic(4, 1, adjoint=1),
     ut.Cyclic(4, 1, adjoint=3),
+    ut.Cyclic(4, 1, adjoint=2, solve="cyclic"),
+    ut.Interleaved(3, refresh=True),
 ]
 TYPICAL = [ut.Interleaved(2), ut.Cyclic(2, 1, adjoint=2)]
 DEPTHS = {
@@ -111,10 +122,12 @@ ROWS = [("llama", depth, "none") for depth in DEPTHS]
 ROWS += [("llama", "none", "t2mlr-carry"), ("llama", "none", "lrt-layerwise")]
 ROWS += [("llama", "trm-b", "t2mlr"), ("llama", "reuse", "lrt"), ("llama", "middle", "t2mlr-carry")]
 ROWS += [(family, "none", time) for family in ("gpt2", "gpt_neox", "qwen3") for time in ("t2mlr", "lrt")]
+ROWS += [("undertow_nanochat", depth, time) for depth, time in (("reuse", "t2mlr"), ("trm-a", "lrt"), ("none", "none"))]
+ROWS += [("undertow_nanochat", "none", time) for time in ("lrt", "lrt-layerwise", "t2mlr-carry")]
 ROWS += [("gpt2", "trm-a", "none"), ("gpt_neox", "reuse", "none"), ("qwen3", "block", "none")]
 ALL = [
     pytest.param(family, depth, time, marks=() if (family, depth, time) in ROWS else pytest.mark.slow)
-    for family in ("llama", "gpt2", "gpt_neox", "qwen3")
+    for family in ("llama", "gpt2", "gpt_neox", "qwen3", "undertow_nanochat")
     for depth in DEPTHS
     for time in TIMES
 ]
@@ -139,6 +152,19 @@ def test_forward_prefill_and_decode(family, depth, time):
     assert kv_bytes(model, T) == memory + sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     flops, _ = counted(lambda: model(x[:1, :1], past_key_values=cache, logits_to_keep=1))
     assert decode_flops(model, T) == flops
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "undertow_nanochat"])
+def test_refreshing_keys_costs_projections_only(family):
+    """A value gate is counted with the queries, which a refresh does not use: below 0.1 %."""
+    model = make(family, time=ut.LRT(source=2))
+    for S in (1, 2, 3):
+        plain, renewed = ut.Interleaved(S), ut.Interleaved(S, refresh=True)
+        assert training_flops(model, T, renewed, batch=B) == pytest.approx(trained(model, renewed), rel=1e-3), S
+        assert training_flops(model, T, renewed) > training_flops(model, T, plain)
+        with torch.no_grad():
+            flops, _ = counted(lambda s=renewed: model(ids(), schedule=s))
+        assert forward_flops(model, T, renewed, batch=B) == flops, S
 
 
 @torch.no_grad()

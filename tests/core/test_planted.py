@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import matrix
 import undertow as ut
 from matrix import Case
-from undertow import adjoint, cache, execute, store
+from undertow import adjoint, cache, execute, masks, store
 from undertow.methods import trm_block
 
 TIME = Case("gpt2", None, ut.T2MLR(1, 2))
@@ -24,7 +24,7 @@ def check(monkeypatch, row, case, plant):
 
 
 def future_key(patch):
-    make = store.Masks._make
+    make = masks.Masks._make
 
     def leaky(self, positions, keys, window):
         allowed = make(self, positions, keys, window)
@@ -34,7 +34,7 @@ def future_key(patch):
         allowed[..., 0, -1] = True  # the first query sees the last key
         return allowed
 
-    patch.setattr(store.Masks, "_make", leaky)
+    patch.setattr(masks.Masks, "_make", leaky)
 
 
 def test_planted_future_key_fails_causality(monkeypatch):
@@ -72,8 +72,8 @@ def test_planted_memory_across_documents(monkeypatch):
 
 def test_planted_attention_across_documents(monkeypatch):
     def plant(patch):
-        init = store.Masks.__init__
-        patch.setattr(store.Masks, "__init__", lambda self, T, past, documents, *rest: init(self, T, past, None, *rest))
+        init = masks.Masks.__init__
+        patch.setattr(masks.Masks, "__init__", lambda self, T, past, documents, *rest: init(self, T, past, None, *rest))
 
     check(monkeypatch, matrix.row_7_packed_equals_separate, Case("gpt2"), plant)
 
@@ -139,7 +139,7 @@ def test_planted_adjoint_one_product_short(monkeypatch):
     from test_adjoint import test_adjoint_k_is_k_plus_one_live_sweeps as row
 
     def plant(patch):
-        stop = adjoint._stop
-        patch.setattr(adjoint, "_stop", lambda done, k, *rest: stop(done, max(k - 1, 1), *rest))
+        product = adjoint._Parallel
+        patch.setattr(adjoint, "_Parallel", lambda k, *rest: product(max(k - 1, 1), *rest))
 
-    check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3), TIME, plant)
+    check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3, False), TIME, plant)

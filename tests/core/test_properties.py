@@ -95,7 +95,7 @@ schedules = st.one_of(
     st.builds(ut.Sequential),
     st.builds(ut.Jacobi, st.integers(0, 3), start=st.sampled_from(["zero", "unmixed"])),
     st.builds(ut.Jacobi, st.integers(0, 3), loss=st.just("mean")),
-    st.builds(ut.Jacobi, st.integers(1, 3), backward=st.integers(0, 3)),
+    st.builds(ut.Jacobi, st.integers(1, 3), backward=st.integers(0, 3), settle=st.booleans()),
     st.builds(ut.Interleaved, st.integers(1, T + 1), refresh=st.booleans()),
     st.builds(ut.Cyclic, st.integers(1, T + 1), st.integers(0, 2), backward=st.sampled_from([None, 0, 1])),
     st.builds(ut.Chunked, st.integers(1, T + 1)),

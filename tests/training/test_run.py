@@ -1,5 +1,6 @@
 """Runs: what a folder holds, exact resumption, torn checkpoints, NaN, a full disk."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -8,34 +9,12 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import Kill, losses, trained, weights
 from transformers import TrainerCallback
 
 from undertow.recipe import Recipe, RecipeError
 from undertow.training import checkpoints, run
 from undertow.training.callbacks import read_metrics
-
-
-class Kill(TrainerCallback):
-    """Interrupt training after a step, as a signal would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def trained(recipe, folder, **keywords):
-    return run.train(recipe, run.folder_for(recipe, folder, keywords.get("resume", False)), device="cpu", **keywords)
-
-
-def weights(folder):
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def losses(folder):
-    return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +91,44 @@ def test_resuming_another_recipe_names_the_difference(whole, recipe):
         run.folder_for(recipe.replace("training", learning_rate=0.1), folder, resume=True)
     run.folder_for(recipe.replace("training", log_every=5), folder, resume=True)  # changes no weight
     run.folder_for(recipe, folder, resume=True)
+
+
+def test_no_flag_of_resuming_deletes_what_is_there(whole, recipe, tmp_path):
+    """A published script took the resume flag "False" as the order to delete the whole output folder."""
+    folder = tmp_path / "kept"
+    shutil.copytree(whole[0], folder)
+    (folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for resume in (False, "False", None):
+        with pytest.raises(ValueError, match="not empty") if not resume else contextlib.nullcontext():
+            trained(recipe, folder, resume=resume)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "nanochat"])
+def test_two_optimisers_in_one_resume_bit_for_bit(values, tmp_path, optimiser):
+    """With everything else that depends on the step: momentum, decay, learning rates, micro-batches, pauses."""
+    settings = {
+        "optimiser": optimiser,
+        "learning_rate": 0.02,
+        "decay": "stable",
+        "accumulation": 2,
+        "lr_groups": {"gate": 3.0},
+    }
+    data = values["data"] | {"pause": {"token": "<|endoftext|>", "mean": 0.2}}
+    recipe = Recipe.parse(
+        values
+        | {"training": values["training"] | settings, "data": data}
+        | {"evaluation": {"points": 0, "rows": 4, "new_tokens": 2}}
+    )
+    trained(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path / "killed", callbacks=[Kill(5)])
+    trained(recipe, tmp_path / "killed", resume=True)
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "killed").items())
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "whole")[-1][1] < losses(tmp_path / "whole")[0][1]
 
 
 def test_folders(recipe, tmp_path):

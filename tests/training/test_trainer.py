@@ -1,25 +1,40 @@
-"""Parameter groups, budgets, precision, metrics files."""
+"""Learning rates, budgets, precision, metrics files."""
+
+import math
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from undertow.recipe import RecipeError, Training
-from undertow.training import budget, precision, run
+from undertow.training import budget, precision, trainer
 from undertow.training.callbacks import Curve, read_metrics
-from undertow.training.trainer import parameter_groups
 
 
-def test_groups_decay_matrices_only_and_scale_our_learning_rate(recipe):
-    model = run.build_model(recipe)
-    groups = parameter_groups(model, learning_rate=0.1, weight_decay=0.2, recurrent_lr=3.0)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert sum(len(group["params"]) for group in groups) == len(names)
-    for group in groups:
-        for parameter in group["params"]:
-            ours = names[id(parameter)].startswith("undertow.")
-            assert group["lr"] == pytest.approx(0.3 if ours else 0.1)
-            assert group["weight_decay"] == (0.2 if parameter.ndim >= 2 else 0.0)
-    assert {group["lr"] for group in groups} == {0.1, 0.1 * 3.0}
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"decay": "constant"}, lambda u: 1.0),
+        ({"decay": "linear", "floor": 0.1}, lambda u: 1 - 0.9 * u),
+        ({"decay": "cosine"}, lambda u: (1 + math.cos(math.pi * u)) / 2),
+        ({"decay": "cosine", "floor": 0.1}, lambda u: 0.1 + 0.9 * (1 + math.cos(math.pi * u)) / 2),
+        ({"decay": "stable", "cooldown": 0.4, "floor": 0.1}, lambda u: 1.0 if u < 0.5 else 1 - 0.9 * (u - 0.5) / 0.5),
+    ],
+    ids=lambda given: "" if callable(given) else str(given),
+)
+def test_learning_rates(tmp_path, settings, expected):
+    """Warm-up of 20 steps, then 80 in which the learning rate falls as it says."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    made = trainer.arguments(Training(warmup=0.2, **settings), tmp_path, 100, 0, torch.device("cpu"))
+    optimiser = torch.optim.SGD([parameter], lr=2.0)
+    scheduler = get_scheduler(
+        made.lr_scheduler_type, optimiser, made.warmup_steps, 100, scheduler_specific_kwargs=made.lr_scheduler_kwargs
+    )
+    for step in range(100):
+        if step >= 20:
+            assert scheduler.get_last_lr() == pytest.approx([2.0 * expected((step - 20) / 80)]), step
+        optimiser.step()
+        scheduler.step()
 
 
 def test_the_first_limit_ends_training():
@@ -32,6 +47,10 @@ def test_the_first_limit_ends_training():
     assert budget.steps_for(Training(batch_size=4, accumulation=2, **steps), 10.0, 32) == 30
     assert budget.steps_for(Training(batch_size=4, accumulation=2, **steps), 10.0, 32, processes=2) == 15
     assert budget.steps_for(Training(max_flops=1.0), 10.0, 32) == 1
+    many = Training(max_tokens=1e6)  # accumulation is what it says, whatever the number of processes
+    assert many.accumulation == 1 and budget.steps_for(many, 10.0, 32, processes=4096) == 1
+    with pytest.raises(ValueError, match="greater than 0"):
+        Training(accumulation=0)
 
 
 def test_devices_and_precision():

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from undertow import plan
-from undertow.backbone.positions import Cope
+from undertow.analysis.weights import Weights, block_of, weights_of
 from undertow.edges import Edge, output_of
 from undertow.model import UndertowForCausalLM
-from undertow.schedules import Converge, Jacobi, Schedule, Sequential
+from undertow.schedules import Converge, Cyclic, Jacobi, Schedule, Sequential
 
 ROUNDS = 3  # in which Converge is taken to converge where a cost must be stated: what it takes depends on the data
 
@@ -61,8 +60,13 @@ def training_flops(model: UndertowForCausalLM, T: int, schedule: Schedule | None
 
     Parameters that need no gradient cost none, nor do sweeps and rounds without gradient. Gradient checkpointing adds
     the forward of a visit to every backward through it (an upper bound: torch stops a recomputation early).
-    `schedule=None` is the model's own for training; others and errors as `forward_flops`.
+    `schedule=None` is the model's own for training; others and errors as `forward_flops`. Where a schedule draws its
+    depth, the mean over what it draws from.
     """
+    schedule = schedule or model.schedule
+    if isinstance(schedule, Jacobi) and schedule.sample:
+        depths = [replace(schedule, K=k, sample=None) for k in schedule.sample]
+        return sum(training_flops(model, T, fixed, batch) for fixed in depths) / len(depths)
     walk = _Walk(model, T, schedule or model.schedule, grad=True)
     return batch * (walk.forward + walk.products + walk.backward(walk.losses))
 
@@ -80,78 +84,31 @@ def decode_flops(model: UndertowForCausalLM, context: int) -> float:
 def kv_bytes(model: UndertowForCausalLM, context: int, dtype: torch.dtype | None = None) -> int:
     """Bytes of keys, values and memory in the cache of one sequence of `context` tokens (`dtype=None`: the model's)."""
     owners = {step.slot: step.block for step in reversed(model.program.steps)}
-    numbers = 2 * context * sum(_block(model, owners[slot]).kv_width for slot in model.program.slots)
+    numbers = 2 * context * sum(block_of(model, owners[slot]).kv_width for slot in model.program.slots)
     return (numbers + len(model.program.memories) * model.view.shape.width) * (dtype or model.dtype).itemsize
-
-
-# ---------------------------------------------------------------------- the weights a visit multiplies by
-
-Weights = tuple[int, int]  # numbers in the matrices of some projections, and how many of them are trained
-
-
-def _projections(module: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-
-
-def _weights(*modules: nn.Module) -> Weights:
-    matrices = [p.weight for module in modules for p in _projections(module).values()]
-    return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads.
-
-    `table`: what attention multiplies its queries by beside the keys (CoPE; None elsewhere).
-    """
-
-    module: nn.Module
-    before: Weights
-    key: Weights | None
-    value: Weights | None
-    after: Weights
-    width: int
-    kv_width: int
-    table: nn.Parameter | None = None
-
-
-def _block(model: UndertowForCausalLM, name: plan.Block) -> _Block:
-    """A layer is cut at its key and value projections; what follows is taken to read the attention's output.
-
-    An extra block is taken to attend with the backbone's width.
-    """
-    shape, family = model.view.shape, model.view.family
-    if isinstance(name, str):
-        block = model.undertow[name]
-        return _Block(block, _weights(block), None, None, (0, 0), shape.width, shape.width)
-    layer, width = model.view.layers[name], shape.heads * shape.head_width
-    found, taps = _projections(layer), (family.key, family.value)
-    key, value = ([n for n in found if f"{n}.".startswith(f"{tap.module}.")] for tap in taps)  # adapters nest below
-    names = list(found)
-    end = 1 + max(names.index(n) for n in (*key, *value))  # projections are declared in the order of their use
-    before, after = names[:end], _weights(*(found[n] for n in names[end:]))
-    if family.key.parts > 1:
-        return _Block(layer, _weights(*(found[n] for n in before)), None, None, after, width, shape.kv_width)
-    query, k, v = (_weights(*(found[n] for n in part)) for part in ({*before} - {*key, *value}, key, value))
-    table = next((m.table_EP for m in layer.modules() if isinstance(m, Cope)), None)
-    return _Block(layer, query, k, v, after, width, shape.kv_width, table)
 
 
 # ---------------------------------------------------------------------- the executor's walk, without tensors
 
 Node = int | None  # a tensor: its number in the graph, or None if it has no gradient
 State = Mapping[str, Node]
+Mix = Callable[[str, Node, Node], Node]  # port, what it holds, the projection's input
 LEAF = 0  # every trained parameter
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One sweep, or several: its rows, its pairs of query and key, whether it covers all positions, what it reads."""
+    """One sweep, or several: its rows, its pairs of query and key, whether it covers all positions, what it reads.
+
+    `refresh`: only keys and values are renewed; `entered`: what steps read in the first sweep, if a refresh needs it.
+    """
 
     rows: int
     pairs: int
     whole: bool = True
     grad: bool = True
+    refresh: bool = False
+    entered: dict[int, tuple] | None = None
     memory: Node = None
     carried: dict[tuple, Node] = field(default_factory=dict)  # projections of the memory made so far
 
@@ -163,10 +120,13 @@ def _frames(schedule: Schedule, T: int, past: int) -> list[_Frame]:
     for sweep in schedule.sweeps(T):
         if sweep.measure:
             raise ValueError(f"{schedule} costs what the data need: give a number of rounds, Cyclic(G, n)")
+        if sweep.settle:  # a carry has no matrices
+            continue
         positions, rows = sweep.positions, len(sweep.positions)
         keys = past + (positions.stop if positions.step == 1 else T)
-        frame = _Frame(rows, rows * keys, positions == range(T), sweep.grad and schedule.adjoint is None)
-        if [(f.whole, f.grad) for f in frames[-2:]] == 2 * [(frame.whole, frame.grad)]:
+        grad = sweep.grad and schedule.adjoint is None
+        frame = _Frame(rows, rows * keys, positions == range(T), grad, sweep.refresh)
+        if [(f.whole, f.grad, f.refresh) for f in frames[-2:]] == 2 * [(frame.whole, grad, sweep.refresh)]:
             last = frames.pop()
             frame = replace(frame, rows=last.rows + rows, pairs=last.pairs + frame.pairs)
         frames.append(frame)
@@ -198,8 +158,10 @@ class _Walk:
         self.nodes: list[tuple[tuple[int, ...], float, float, float]] = [((), 0.0, 0.0, 0.0)]
         self.written: dict[str, tuple[Node, Node]] = {}
         self.leaves: dict[nn.Module, Node] = {}
-        self.blocks = {step.block: _block(model, step.block) for step in self.program.steps if step.block != plan.NORM}
-        self.weights = {name: _weights(m) for name, m in model.undertow.items()}
+        self.blocks = {
+            step.block: block_of(model, step.block) for step in self.program.steps if step.block != plan.NORM
+        }
+        self.weights = {name: weights_of(m) for name, m in model.undertow.items()}
         self.losses = self.run(schedule if self.program.memories else Jacobi(0), heads)
 
     @contextmanager
@@ -259,9 +221,13 @@ class _Walk:
         state = self.steps(self.program.head, state, everything)
         memory = entered = self.node()
         spanned: dict[str, Node] = {}
-        readouts = []
-        for frame in _frames(schedule, self.T, self.past):
-            frame = replace(frame, memory=memory, carried={})
+        readouts, entered_first = [], dict[int, tuple]() if schedule.refresh else None
+        for i, frame in enumerate(_frames(schedule, self.T, self.past)):
+            frame = replace(frame, memory=memory, carried={}, entered=entered_first if i == 0 else None)
+            if frame.refresh:
+                assert entered_first is not None, "a refresh comes after the first sweep"
+                self.refresh(frame, entered_first)
+                continue
             with self.no_grad(not frame.grad):
                 rows = self.steps(self.program.span, state, frame)
                 for register in self.program.kept:
@@ -271,25 +237,38 @@ class _Walk:
                 if each:
                     readouts.append(self.read_out(rows, frame))
         if schedule.adjoint is not None:
-            frame, spanned = self.live_pass(schedule.adjoint, state, everything)
+            cyclic = isinstance(schedule, Cyclic) and schedule.solve == "cyclic"
+            frame, spanned = self.live_pass(schedule.adjoint, cyclic, state, everything)
         else:
             frame = replace(everything, memory=memory if schedule.readout == "newest" else entered, carried={})
         if not each:
             readouts.append(self.read_out({**state, **spanned}, frame))
         if heads is not None:
             readouts = [(self.node(*(h for h, _ in readouts)), heads)]
-        head = _weights(self.model.get_output_embeddings())
+        head = weights_of(self.model.get_output_embeddings())
         return [self.multiply(rows, head, h) for h, rows in readouts]
 
-    def live_pass(self, k: int, state: State, everything: _Frame) -> tuple[_Frame, dict[str, Node]]:
-        """The adjoint's pass over all positions, and the k products of its backward."""
-        r = self.node(LEAF, LEAF)  # a leaf of its own
+    def refresh(self, frame: _Frame, entered: dict[int, tuple]):
+        """What `Executor._refresh` runs: layers up to their keys and values, where the memory enters these."""
+        for step in self.program.span + self.program.tail:
+            edges = [e for port in ("key", "value") for e in step.edges.get(port, ()) if e.delay == 1]
+            if edges:
+                x, carried = entered[step.index]
+                carried = carried | {edge: self.carried(edge, {}, frame) for edge in edges}
+                mix = self.mixing(step, carried, frame)
+                self.keys_and_values(step, self.node(mix("input", x, x)), mix, frame)
+
+    def live_pass(self, k: int, cyclic: bool, state: State, everything: _Frame) -> tuple[_Frame, dict[str, Node]]:
+        """The adjoint's pass over all positions, and the k products (or rounds) of its backward."""
+        r, before = self.node(LEAF, LEAF), self.forward  # a leaf of its own
         frame = replace(everything, memory=r, carried={})
         rows = self.steps(self.program.span, state, frame)
         memory, spanned = self.leave(rows, frame), {register: rows[register] for register in self.program.kept}
         if memory is None:
             return frame, spanned
-        if k:
+        if k and cyclic:  # the rows of every subset once more, then k rounds back through them
+            self.products += self.forward - before + k * self.backward([memory, *spanned.values()], r)
+        elif k:
             self.products += self.backward(spanned.values(), r) + (k - 1) * self.backward([memory], r)
         after = self.node(memory if k else None, *spanned.values())
         return replace(everything, memory=after, carried={}), dict.fromkeys(spanned, after)
@@ -318,23 +297,38 @@ class _Walk:
 
     def visit(self, step: plan.Step, state: State, frame: _Frame) -> Node:
         carried = {edge: self.carried(edge, state, frame) for edges in step.edges.values() for edge in edges}
-        before = self.forward
+        before, mix = self.forward, self.mixing(step, carried, frame)
+        x = self.node(*(state[register] for register in (*step.reads, *step.inject)))
+        if frame.entered is not None:
+            frame.entered[step.index] = (x, carried)
+        y = self.block(step, mix("input", x, x), mix, frame)
+        y = mix("output", y, y)
+        return self.node(y, again=self.forward - before) if self.model.checkpointing else y
 
+    def mixing(self, step: plan.Step, carried: dict[Edge, Node], frame: _Frame) -> Mix:
         def mix(port: str, x: Node, a: Node) -> Node:
             for edge in step.edges.get(port, ()):
                 x = self.module(edge.mixer, frame, x, carried[edge], a)
             return x
 
-        x = self.node(*(state[register] for register in step.reads))
-        y = self.block(step, mix("input", x, x), mix, frame)
-        y = mix("output", y, y)
-        return self.node(y, again=self.forward - before) if self.model.checkpointing else y
+        return mix
 
-    def block(self, step: plan.Step, x: Node, mix: Callable[[str, Node, Node], Node], frame: _Frame) -> Node:
+    def block(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> Node:
         if step.block == plan.NORM:
             return self.node(x, self.leaf(self.model.view.final_norm))
         block, rows = self.blocks[step.block], frame.rows
         self.evaluations += rows / self.T
+        a, q = self.keys_and_values(step, x, mix, frame)
+        attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
+        if block.table is not None:  # as many columns as the keys can reach, or all of them and the last one again
+            cost = 2 * block.width * min(frame.pairs + 2 * rows, rows * (block.table.shape[1] + 1))
+            self.forward += cost
+            attended = self.node(attended, self.node(q, cost=cost, weights=cost * block.table.requires_grad))
+        return self.node(a, self.multiply(rows, block.after, attended, a))
+
+    def keys_and_values(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> tuple[Node, Node]:
+        """Write a block's keys and values: `(what its projections read, queries)`."""
+        block, rows = self.blocks[step.block], frame.rows
         a = self.node(x, self.leaf(block.module))
         q = self.multiply(rows, block.before, a)
         k, v = (q if weights is None else self.multiply(rows, weights, a) for weights in (block.key, block.value))
@@ -344,12 +338,7 @@ class _Walk:
         if not step.shares:
             old_k, old_v = self.written.get(step.slot, (None, None))
             self.written[step.slot] = self.write(old_k, k, frame), self.write(old_v, v, frame)
-        attended = self.attend(frame.pairs, block.width, q, *self.written[step.slot])
-        if block.table is not None:  # as many columns as the keys can reach, or all of them and the last one again
-            cost = 2 * block.width * min(frame.pairs + 2 * rows, rows * (block.table.shape[1] + 1))
-            self.forward += cost
-            attended = self.node(attended, self.node(q, cost=cost, weights=cost * block.table.requires_grad))
-        return self.node(a, self.multiply(rows, block.after, attended, a))
+        return a, q
 
     def module(self, name: str, frame: _Frame, *inputs: Node) -> Node:
         """A mixer, projection or carry: its projections read all inputs."""

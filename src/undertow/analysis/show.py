@@ -124,6 +124,8 @@ def picture(model: UndertowForCausalLM) -> list[Row]:
     """The plan from the embedding to the LM head, a row for each visit in order, loops bracketed."""
     steps: dict[tuple[int, ...], list[Step]] = {}
     plan = _plan(model)
+    if model.program.normed and all(not isinstance(v, Visit) or v.block != NORM for v in plan):
+        plan = (*plan, Visit(NORM))  # an edge reads it
     for path, step in zip(_paths(plan), model.program.steps, strict=True):
         steps.setdefault(path, []).append(step)
     last = [] if model.program.normed else ["final norm"]

@@ -3,6 +3,7 @@
 from undertow.backbone.adapter import Backbone, Shape, tapped
 from undertow.backbone.families import FAMILIES, Family, Tap, family_of
 from undertow.backbone.llama import UndertowLlamaConfig, UndertowLlamaForCausalLM
+from undertow.backbone.nanochat import UndertowNanoChatConfig, UndertowNanoChatForCausalLM
 
 __all__ = [
     "FAMILIES",
@@ -12,6 +13,8 @@ __all__ = [
     "Tap",
     "UndertowLlamaConfig",
     "UndertowLlamaForCausalLM",
+    "UndertowNanoChatConfig",
+    "UndertowNanoChatForCausalLM",
     "family_of",
     "tapped",
 ]

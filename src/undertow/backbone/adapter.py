@@ -95,6 +95,7 @@ class Backbone:
         self.base, self.layers = base, getattr(base, self.family.layers)
         self.final_norm = getattr(base, self.family.norm)
         self.shape = shape_of(lm.config)
+        self.blank: int | None = None  # a token whose embedding is zero: something else is mixed in at its place
 
     def tap(self, port: str) -> Tap | None:
         """Where inside a layer a port is; None: around it, on what it is called with or returns."""
@@ -115,6 +116,8 @@ class Backbone:
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids_BT: Tensor) -> Tensor:
         """Token ids (or ready embeddings) -> `x_BTD`, what layer 0 reads."""
         x_BTD = getattr(self.base, self.family.embed)(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.blank is not None and input_ids is not None:
+            x_BTD = x_BTD.masked_fill((input_ids == self.blank)[..., None], 0)
         if self.family.positions:
             x_BTD = x_BTD + getattr(self.base, self.family.positions)(position_ids_BT)
         if self.family.dropout:

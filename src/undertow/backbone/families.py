@@ -48,6 +48,7 @@ FAMILIES = (
     Family(("llama", "mistral", "qwen2", "qwen3", "olmo2")),
     Family(("undertow_llama",), rotary=None, positions="embed_positions", ours=True),
     Family(("nanochat",), norm_embedding=True),
+    Family(("undertow_nanochat",), rotary=None, norm_embedding=True, ours=True, input=Tap("scale")),
     Family(
         ("gpt2",),
         base="transformer",

@@ -28,6 +28,9 @@ from transformers.models.llama.modeling_llama import (
 from undertow.backbone.positions import POSITIONS, Cope, Fire, alibi, attend
 
 
+__all__ = ["UndertowLlamaConfig", "UndertowLlamaForCausalLM"]
+
+
 class UndertowLlamaConfig(LlamaConfig):
     """Llama's config, with the published models' defaults where these differ (tied head), and their options.
 

@@ -1,12 +1,16 @@
-"""Callbacks: the metrics file, TensorBoard, when to evaluate, how fast it goes."""
+"""Callbacks: the metrics file, TensorBoard, when to evaluate, how fast it goes, how much the carried state weighs."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
 from transformers import TrainerCallback
+
+from undertow.recipe_sections import RecurrentWeight
+from undertow.training.statistics import Statistics
 
 UNLOGGED = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 
@@ -55,18 +59,63 @@ class Curve(TrainerCallback):
         control.should_evaluate = state.global_step in done
 
 
+def recurrent_weight(settings: RecurrentWeight, step: int, steps: int) -> float:
+    """The weight of the carried state before step `step` (from 0) of `steps`: it depends on nothing else."""
+    rise = settings.warmup * steps
+    done = min(step / rise, 1.0) if rise else 1.0
+    shaped = {
+        "linear": done,
+        "cosine": (1 - math.cos(math.pi * done)) / 2,
+        "exponential": done**2,
+        "step": float(done == 1.0),
+    }[settings.shape]
+    return settings.start + (settings.end - settings.start) * shaped
+
+
+class Curriculum(TrainerCallback):
+    """Set `strength`, the weight of the carried state, in every module of ours that has it, before each step.
+
+    Raises:
+        ValueError: no module has it, so the curriculum would do nothing.
+    """
+
+    def __init__(self, model, settings: RecurrentWeight):
+        self.settings = settings
+        self.strengths = [buffer for name, buffer in model.undertow.named_buffers() if name.endswith(".strength")]
+        if not self.strengths:
+            raise ValueError(
+                "training.recurrent_weight: no module of this model has a strength to set "
+                f"(modules: {', '.join(model.undertow) or 'none'})"
+            )
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        weight = recurrent_weight(self.settings, state.global_step, state.max_steps)
+        for strength in self.strengths:
+            strength.fill_(weight)
+
+    on_train_end = on_step_begin
+
+
 class Metrics(TrainerCallback):
     """Write every log as one JSON line, and to TensorBoard.
 
     Each line has `step`, `tokens` and `flops` (training, so far) beside what was logged, and beside a loss
-    `tokens_per_second`. On resume, lines after the checkpoint's step are dropped: the file reads as if nothing had
-    happened.
+    `tokens_per_second` and what `statistics` found in that step. On resume, lines after the checkpoint's step are
+    dropped: the file reads as if nothing had happened.
     """
 
-    def __init__(self, folder: Path, tokens_per_step: int, flops_per_step: float, clock: Clock, tensorboard: bool):
+    def __init__(
+        self,
+        folder: Path,
+        tokens_per_step: int,
+        flops_per_step: float,
+        clock: Clock,
+        tensorboard: bool,
+        statistics: Statistics | None = None,
+    ):
         self.path, self.events = folder / "metrics.jsonl", folder / "tensorboard"
         self.tokens_per_step, self.flops_per_step, self.clock = tokens_per_step, flops_per_step, clock
-        self.tensorboard, self.writer = tensorboard, None
+        self.tensorboard, self.statistics, self.writer = tensorboard, statistics, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -82,6 +131,8 @@ class Metrics(TrainerCallback):
         values = {key: value for key, value in (logs or {}).items() if key not in UNLOGGED}
         if not state.is_world_process_zero or not values.keys() - {"epoch"}:
             return
+        if self.statistics is not None and "loss" in values:
+            values |= self.statistics.take()
         line = {
             "step": state.global_step,
             "tokens": state.global_step * self.tokens_per_step,
@@ -95,11 +146,17 @@ class Metrics(TrainerCallback):
             file.write(json.dumps(line) + "\n")
         if self.writer is not None:
             for key, value in values.items():
-                name = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
-                self.writer.add_scalar(name, value, state.global_step)
+                self.writer.add_scalar(_event(key), value, state.global_step)
 
     def close(self):
         """Flush and close TensorBoard's file."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def _event(key: str) -> str:
+    """The name of a logged value in TensorBoard, which makes one section of all names that begin alike."""
+    if key.startswith("eval_"):
+        return f"eval/{key.removeprefix('eval_')}"
+    return key if "/" in key else f"train/{key}"

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,25 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-import undertow.model  # noqa: F401 (registers the Auto classes)
 from undertow import recipe as recipes
 from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
+from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
-from undertow.evaluation import bits, samples, speed
+from undertow.evaluation import bits, future, samples, speed
+from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError, component
 from undertow.schedules import Converge, Sequential
-from undertow.training import budget, checkpoints, trainer
-from undertow.training.callbacks import Clock, Curve, Metrics, read_metrics
+from undertow.training import budget, checkpoints, optimisers, trainer
+from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics, read_metrics
 from undertow.training.precision import device_of
+from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights depend on.
-FREE = {"training": ("log_every", "save_every", "keep", "workers", "tensorboard"), "data": ("cache_dir",)}
+FREE = {
+    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics"),
+    "data": ("cache_dir",),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,16 @@ def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
 def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`."""
     with _processes().main_process_first():
-        return build(**{name: getattr(recipe.data, name) for name in type(recipe.data).model_fields})
+        return build(**recipe.data.model_dump(exclude={"pause"}))
+
+
+def training_rows(recipe: Recipe, data):
+    """The rows to train on, with the recipe's pauses. Raises ValueError: the pause token is not in the vocabulary."""
+    pause = recipe.data.pause
+    if pause is None:
+        return data.train
+    token = token_id(data.tokenizer, pause.token)
+    return Paused(data.train, Pauses(token, pause.mean, pause.replace, pause.seed, pause.only_recurrent))
 
 
 def build_model(recipe: Recipe, tokenizer=None):
@@ -146,7 +162,19 @@ def build_model(recipe: Recipe, tokenizer=None):
         raise RecipeError(
             f"data.seq_len: {recipe.data.seq_len} exceeds the backbone's {config.max_position_embeddings} positions"
         )
-    return undertow.model.from_scratch(config, **parts) if lm is None else undertow.model.wrap(lm, **parts)
+    parts["future"] = None if recipe.future is None else recipe.future.model_dump()
+    model = from_scratch(config, **parts) if lm is None else wrap(lm, **parts)
+    if recipe.training.train_only is not None:
+        freeze(model, recipe.training.train_only)
+    return model
+
+
+def freeze(model, pattern: str) -> None:
+    """Freeze every parameter whose name the regex does not match. Raises RecipeError if that is all of them."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(pattern, name) is not None)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"training.train_only: {pattern!r} matches no parameter; nothing would be trained")
 
 
 def train(
@@ -195,22 +223,25 @@ def train(
         )
         return {"bits_per_byte": found.bits_per_byte}
 
-    clock = Clock()
-    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard)
-    arguments = trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where)
+    clock, looked = Clock(), Statistics() if settings.statistics else None
+    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked)
+    watching: list[TrainerCallback] = [clock, metrics]
+    if looked is not None:
+        watching.append(looked)
+    if settings.recurrent_weight is not None:
+        watching.append(Curriculum(model, settings.recurrent_weight))
+    if settings.optimiser == "nanochat":
+        watching.append(optimisers.NanochatMuon(settings.weight_decay))
+    if recipe.evaluation.points:
+        watching.append(Curve(recipe.evaluation.points))
     worker = trainer.UndertowTrainer(
         model=model,
-        args=arguments,
-        train_dataset=data.train,
+        args=trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where),
+        train_dataset=training_rows(recipe, data),
         data_collator=collate,
         processing_class=data.tokenizer,
-        callbacks=[
-            clock,
-            metrics,
-            *([Curve(recipe.evaluation.points)] if recipe.evaluation.points else []),
-            *callbacks,
-        ],
-        recurrent_lr=settings.recurrent_lr,
+        callbacks=[*watching, *callbacks],
+        optimiser=partial(optimisers.build, settings=settings, batch_tokens=rows * seq_len),
         flops_per_row=row_flops,
         measure=curve,
     )
@@ -278,6 +309,8 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         if label(schedule) not in result["evaluations"]:
             result["evaluations"][label(schedule)] = bits_under(schedule)
     result["bits_true"] = result["evaluations"][label(Converge())]["bits_per_byte"]
+    if model.config.future is not None:
+        result["future"] = future.future_losses(model, rows, model.schedule, settings.batch_size)
     ids = torch.as_tensor(rows[0]["input_ids"])
     prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
     result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from transformers.trainer_callback import PrinterCallback
 from undertow.recipe import Training
 from undertow.training import checkpoints
 from undertow.training.precision import uses_bfloat16
-
-OURS = "undertow."  # the prefix of every parameter that is not the backbone's
 
 
 def arguments(
@@ -28,13 +27,9 @@ def arguments(
         per_device_eval_batch_size=eval_batch_size,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if settings.decay == "constant" else settings.decay,
         warmup_steps=round(settings.warmup * max_steps),
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
+        **_fall(settings, max_steps),
         max_grad_norm=settings.clip,
-        optim="adamw_torch_fused",
         bf16=uses_bfloat16(settings.precision, device),
         use_cpu=device.type == "cpu",
         logging_steps=settings.log_every,
@@ -58,27 +53,23 @@ def arguments(
     return made
 
 
-def parameter_groups(model: torch.nn.Module, learning_rate: float, weight_decay: float, recurrent_lr: float) -> list:
-    """Optimiser groups: matrices decay, norms, biases and scalars do not; ours get `recurrent_lr * learning_rate`."""
-    groups: dict[tuple[bool, bool], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith(OURS), parameter.ndim >= 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate * (recurrent_lr if ours else 1.0),
-            "weight_decay": weight_decay if matrix else 0.0,
-        }
-        for (ours, matrix), parameters in groups.items()
-    ]
+def _fall(settings: Training, max_steps: int) -> dict[str, Any]:
+    """How the learning rate falls after the warm-up, in Hugging Face's words."""
+    if settings.decay == "constant":
+        return {"lr_scheduler_type": "constant_with_warmup"}
+    if settings.decay == "cosine":
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": settings.floor}}
+    after = max_steps - round(settings.warmup * max_steps)
+    falling = after if settings.decay == "linear" else min(after, round(settings.cooldown * max_steps))
+    keywords = {"num_decay_steps": falling, "decay_type": "linear", "min_lr_ratio": settings.floor}
+    return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": keywords}
 
 
 class UndertowTrainer(Trainer):
     """`Trainer` for an `UndertowForCausalLM`.
 
     Args:
-        recurrent_lr: multiplies the learning rate of the parameters under `undertow.`.
+        optimiser: makes the optimiser of a model.
         flops_per_row: training FLOPs of one row; `state.total_flos` adds them up.
         measure: `measure(model) -> {name: number}`, run where an evaluation is asked for.
 
@@ -89,29 +80,33 @@ class UndertowTrainer(Trainer):
 
     model: Any  # the base class allows None; ours is always given
 
-    def __init__(self, *args, recurrent_lr: float = 1.0, flops_per_row: float = 0.0, measure=None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        optimiser: Callable[[Any], torch.optim.Optimizer],
+        flops_per_row: float = 0.0,
+        measure=None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.folder = Path(str(self.args.output_dir))  # of the checkpoints
         self.remove_callback(PrinterCallback)
-        self.recurrent_lr, self.flops_per_row, self.measure = recurrent_lr, flops_per_row, measure
-        self._sweeps: list[torch.Tensor] = []
+        self.make_optimiser, self.flops_per_row, self.measure = optimiser, flops_per_row, measure
+        self._parts: dict[str, list[torch.Tensor]] = {}  # losses of sweeps and of heads since the last log
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            cls, keywords = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(
-                self.model if model is None else model,
-                self.args.learning_rate,
-                self.args.weight_decay,
-                self.recurrent_lr,
-            )
-            self.optimizer = cls(groups, **keywords)
+            self.optimizer = self.make_optimiser(self.model if model is None else model)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # A micro-batch whose loss was divided by the whole batch's labels shows its share of it.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
         if model.training and outputs.sweep_losses is not None and len(outputs.sweep_losses) > 1:
-            self._sweeps.append(torch.stack([value.detach().float() for value in outputs.sweep_losses]))
+            self._parts.setdefault("sweep_loss", []).append(outputs.sweep_losses.detach().float() * share)
+        if model.training and outputs.future_losses is not None:
+            self._parts.setdefault("future_loss", []).append(outputs.future_losses.detach().float() * share)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -137,10 +132,10 @@ class UndertowTrainer(Trainer):
         return round(self.flops_per_row * len(inputs["input_ids"]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._sweeps and "loss" in logs:
-            means = torch.stack(self._sweeps).mean(0).tolist()
-            logs.update({f"sweep_loss_{i}": value for i, value in enumerate(means)})
-            self._sweeps.clear()
+        if "loss" in logs:
+            for name, seen in self._parts.items():
+                logs.update({f"{name}_{i}": value for i, value in enumerate(torch.stack(seen).mean(0).tolist())})
+            self._parts.clear()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:

@@ -1,0 +1,62 @@
+"""The matrices that a visit multiplies by: before attention, for keys, for values, and after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from undertow.backbone.positions import Cope
+from undertow.model import UndertowForCausalLM
+from undertow.plan import Block as Name
+
+Weights = tuple[int, int]  # numbers in the matrices of some projections, and how many of them are trained
+
+
+def projections(module: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def weights_of(*modules: nn.Module) -> Weights:
+    matrices = [p.weight for module in modules for p in projections(module).values()]
+    return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads.
+
+    `table`: what attention multiplies its queries by beside the keys (CoPE; None elsewhere).
+    """
+
+    module: nn.Module
+    before: Weights
+    key: Weights | None
+    value: Weights | None
+    after: Weights
+    width: int
+    kv_width: int
+    table: nn.Parameter | None = None
+
+
+def block_of(model: UndertowForCausalLM, name: Name) -> Block:
+    """A layer is cut at its key and value projections; what follows is taken to read the attention's output.
+
+    An extra block is taken to attend with the backbone's width.
+    """
+    shape, family = model.view.shape, model.view.family
+    if isinstance(name, str):
+        block = model.undertow[name]
+        return Block(block, weights_of(block), None, None, (0, 0), shape.width, shape.width)
+    layer, width = model.view.layers[name], shape.heads * shape.head_width
+    found, taps = projections(layer), (family.key, family.value)
+    key, value = ([n for n in found if f"{n}.".startswith(f"{tap.module}.")] for tap in taps)  # adapters nest below
+    names = list(found)
+    end = 1 + max(names.index(n) for n in (*key, *value))  # projections are declared in the order of their use
+    before, after = names[:end], weights_of(*(found[n] for n in names[end:]))
+    if family.key.parts > 1:
+        return Block(layer, weights_of(*(found[n] for n in before)), None, None, after, width, shape.kv_width)
+    query, k, v = (weights_of(*(found[n] for n in part)) for part in ({*before} - {*key, *value}, key, value))
+    table = next((m.table_EP for m in layer.modules() if isinstance(m, Cope)), None)
+    return Block(layer, query, k, v, after, width, shape.kv_width, table)

@@ -1,0 +1,57 @@
+"""Which keys the queries of a sweep may see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Masks:
+    """Which keys the queries of a sweep may see: boolean masks, made once per set of positions and window.
+
+    Args:
+        T: positions of this call; `past`: cached positions before them.
+        documents: `document_BK` over past and present, 0 for pads (None: one document, no pads).
+        prefix: `_BT`, True where visits that may read a prefix see each other in both directions (None: nowhere).
+    """
+
+    def __init__(self, T: int, past: int, documents: Tensor | None, device: torch.device, prefix: Tensor | None = None):
+        self.T, self.past, self.documents, self.device, self.prefix = T, past, documents, device, prefix
+        self._made: dict[tuple, Tensor | None] = {}
+
+    def __call__(self, positions: range, window: int | None, prefix: bool = False) -> Tensor | None:
+        """`allowed_B1SK`, or None where plain causal attention (or no restriction at all) says the same."""
+        if prefix and self.prefix is not None:
+            both = self.prefix[:, positions.start : positions.stop : positions.step, None] & self.prefix[:, None]
+            both = both if self.documents is None else both & self._same(positions, self.T)
+            return self._causal(positions, self.T, None) | both[:, None]
+        keys = self.past + (positions.stop if positions.step == 1 else self.T)
+        window = None if window is None or keys <= window else window
+        key = (positions, window)
+        if key not in self._made:
+            self._made[key] = self._make(positions, keys, window)
+        return self._made[key]
+
+    def _same(self, positions: range, keys: int) -> Tensor:
+        """`_BSK`: whether query and key lie in the same document."""
+        assert self.documents is not None
+        queries = slice(self.past + positions.start, self.past + positions.stop, positions.step)
+        return self.documents[:, queries, None] == self.documents[:, None, :keys]
+
+    def _make(self, positions: range, keys: int, window: int | None) -> Tensor | None:
+        if self.documents is None and window is None:
+            whole = self.past == 0 and positions == range(self.T)  # square: the attention's own causal path
+            last = positions.step == 1 and len(positions) == 1  # the newest token sees everything
+            if whole or last:
+                return None
+        return self._causal(positions, keys, window)
+
+    def _causal(self, positions: range, keys: int, window: int | None) -> Tensor:
+        q_S1 = self.past + torch.arange(positions.start, positions.stop, positions.step, device=self.device)[:, None]
+        k_1K = torch.arange(keys, device=self.device)[None]
+        allowed = (k_1K <= q_S1)[None]
+        if window is not None:
+            allowed = allowed & (q_S1 - k_1K < window)
+        if self.documents is not None:
+            allowed = allowed & self._same(positions, keys)
+        return allowed[:, None]

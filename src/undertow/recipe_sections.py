@@ -1,0 +1,207 @@
+"""The sections of a recipe: one class each, every key with its default, every mistake one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message is one line."""
+
+
+class Bad(RecipeError):
+    """What is wrong with the value at `key`, relative to the section that is being checked."""
+
+    def __init__(self, key: str, text: str):
+        super().__init__(text)
+        self.key = key
+
+
+def choices(value, allowed: Sequence[str]) -> str:
+    """The nearest match to `value`, if any, and all that is allowed."""
+    folded = {name.lower(): name for name in reversed(allowed)}
+    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
+    return (f"did you mean {folded[close[0]]!r}? " if close else "") + f"allowed: {', '.join(allowed)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of any exception on one line."""
+    return " ".join(str(error).split())
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are not converted, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Backbone(Section):
+    """The model that is made recurrent: `family` and the fields of its Hugging Face config, or `pretrained`.
+
+    `vocab_size` may be left out: it is then the tokenizer's.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    family: str | None = None
+    pretrained: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _known_fields(self):
+        if (self.family is None) == (self.pretrained is None):
+            raise Bad("", "needs either family (a Hugging Face model type) or pretrained (a folder or a hub id)")
+        extra = self.model_extra or {}
+        for key in extra if self.pretrained is not None else ():
+            raise Bad(key, f"unknown key (value {extra[key]!r}); with pretrained only revision is allowed")
+        if self.family is not None and self.revision is not None:
+            raise Bad("revision", f"{self.revision!r}: only with pretrained")
+        if self.family is not None:
+            self.hf_config()
+        return self
+
+    def hf_config(self, **defaults):
+        """The Hugging Face config of `family`; `defaults` hold where the recipe says nothing.
+
+        Raises:
+            ValueError: unknown family, unknown field, or a value the config refuses.
+        """
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import PreTrainedConfig
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        from undertow.backbone import FAMILIES
+
+        supported = [name for family in FAMILIES for name in family.model_types]
+        if self.family not in supported:
+            raise Bad("family", f"{self.family!r} is not supported; {choices(self.family, supported)}")
+        cls, values = CONFIG_MAPPING[self.family], dict(self.model_extra or {})
+        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}  # not about the architecture
+        allowed = sorted({f.name for f in dataclasses.fields(cls)} - general | set(cls.attribute_map))
+        for key in values:
+            if key not in allowed:
+                raise Bad(key, f"unknown key (value {values[key]!r}); {choices(key, allowed)}")
+        try:
+            return cls(**(defaults | values))
+        except (StrictDataclassError, ValueError, TypeError) as error:
+            raise Bad("", one_line(error)) from error
+
+
+class Pause(Section):
+    """Pause tokens in the training rows: see `undertow.data.pause.Pauses`. Needs either `mean` or `replace`."""
+
+    token: str  # as the tokenizer spells it
+    mean: Annotated[float, Field(gt=0)] | None = None
+    replace: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    only_recurrent: bool = True
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        if (self.mean is None) == (self.replace is None):
+            raise Bad("", "needs either mean (copies inserted before a token) or replace (a probability)")
+        return self
+
+
+class Data(Section):
+    """What is read: arguments of `undertow.data.build`."""
+
+    source: str | Annotated[tuple[str, ...], Field(strict=False)] = "stdlib"
+    tokenizer: str | None = None
+    vocab_size: Positive = 4096
+    seq_len: Annotated[int, Field(ge=2)] = 256
+    validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    validation_rows: Positive | None = None
+    cache_dir: str | None = None
+    pause: Pause | None = None
+
+
+class RecurrentWeight(Section):
+    """Weight of the carried state over training: from `start` to `end` while `warmup` (of all steps) lasts, then `end`.
+
+    T2MLR's curriculum (arXiv 2607.15178). `exponential` is the square of `linear`, as published; `step` stays at
+    `start` until the warm-up is over.
+    """
+
+    start: Annotated[float, Field(ge=0)] = 0.0
+    end: Annotated[float, Field(ge=0)] = 1.0
+    shape: Literal["linear", "cosine", "exponential", "step"] = "linear"
+    warmup: Fraction = 1.0
+
+
+class Training(Section):
+    """How it is trained. The first of `max_steps`, `max_tokens` and `max_flops` that is reached ends training."""
+
+    max_steps: Positive | None = None
+    max_tokens: Annotated[float, Field(gt=0)] | None = None
+    max_flops: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Positive = 16
+    accumulation: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    recurrent_lr: Annotated[float, Field(gt=0)] = 1.0  # multiplies learning_rate for the parameters under `undertow.`
+    lr_groups: dict[str, Annotated[float, Field(ge=0)]] = {}  # regex of a name: its multiplier; the last match wins
+    optimiser: Literal["adamw", "muon", "nanochat"] = "adamw"  # see `undertow.training.optimisers`
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    decay: Literal["cosine", "linear", "stable", "constant"] = "cosine"
+    warmup: Fraction = 0.05  # of all steps
+    cooldown: Fraction = 0.5  # of all steps: how long a stable learning rate falls, linearly, at the end
+    floor: Fraction = 0.0  # where cosine, linear and stable end, of the learning rate
+    recurrent_weight: RecurrentWeight | None = None
+    train_only: str | None = None  # regex: parameters whose names do not match are frozen
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    log_every: Positive = 10
+    save_every: Positive = 200
+    keep: Positive = 2
+    workers: Annotated[int, Field(ge=0)] = 0
+    tensorboard: bool = True
+    statistics: bool = True  # of gates and norms, at logging steps
+
+    @field_validator("lr_groups", "train_only")
+    @classmethod
+    def _regexes(cls, value):
+        for pattern in value if isinstance(value, dict) else [value] if value else []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise Bad("", f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _phases(self):
+        if self.decay == "stable" and self.warmup + self.cooldown > 1:
+            raise Bad("cooldown", f"{self.cooldown}: with warmup {self.warmup} it exceeds all steps")
+        return self
+
+
+class Future(Section):
+    """Heads that predict tokens further ahead: the arguments of `undertow.future.FutureHeads`."""
+
+    heads: Positive = 4
+    layers: Positive = 2
+    source: int = -1
+    weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(strict=False)] | None = None
+    trunk: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Evaluation(Section):
+    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end."""
+
+    batch_size: Positive = 16
+    points: Annotated[int, Field(ge=0)] = 8
+    rows: Positive | None = 64
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    sequential: bool = False  # also decode position by position: slow, the definition itself
+    prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    new_tokens: Positive = 48
