@@ -75,8 +75,7 @@ def main(out: str | None = None):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for length, rounds in RUNS.items() for row in compare(length, rounds)]
-    line = "{length:5d} tokens  {position:16s} {median_ms:8.1f} ms  {times_rope:.3f} x rope"
-    line += "  (fastest {times_rope_fastest:.3f})"
+    line = "{length:5d} {position:16s} {median_ms:8.1f} ms  {times_rope:.3f} x rope (fastest {times_rope_fastest:.3f})"
     for row in rows:
         print(line.format(**row))
     if out:

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from test_positions import causal, cope, fire_dense, softmax
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
@@ -12,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 import matrix
 import models
 import undertow as ut
+from dense import causal, dense
 from matrix import Case, padded
 from models import build, gap, gradient_gap, gradients, ids, randomise
 from undertow.analysis import flops
 from undertow.backbone import UndertowLlamaConfig
-from undertow.backbone.positions import POSITIONS, alibi_slopes
+from undertow.backbone.positions import POSITIONS
 
 FREE = [p for p in POSITIONS if p != "learned"]  # encodings without a longest text
 SIZES = dict(
@@ -50,64 +50,7 @@ def model(position: str, depth=None, time=None, **more) -> ut.UndertowForCausalL
     return randomise(ut.from_scratch(config(position, **more), depth=depth, time=time).double()).eval()
 
 
-# ---------------------------------------------------------------------- the whole model, written out
-
-
-def dense(lm, x, counts=(1, 1, 1, 1), position_ids=None, allowed=None):
-    """Logits by formula, every layer l `counts[l]` times; no module of Hugging Face's is called."""
-    c, T, base = lm.config, x.shape[1], lm.model
-    H, E = c.num_attention_heads, c.head_dim
-    rows = torch.arange(T)[None]
-    position_ids = rows if position_ids is None else position_ids
-    allowed = causal(T, T) if allowed is None else allowed
-    distance = (rows[..., None] - torch.arange(T)).double()[:, None]
-
-    def norm(module, h):
-        if hasattr(module, "gamma"):
-            deviation = ((h - h.mean(-1, keepdim=True)) ** 2).sum(-1, keepdim=True).div(h.shape[-1] - 1).sqrt()
-            unit = (h - h.mean(-1, keepdim=True)) / (deviation + 1e-6)
-            return (h @ module.gamma.weight.T + module.gamma.bias) * unit + h @ module.beta.weight.T + module.beta.bias
-        return module.weight * h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-    def rotated(z):
-        angle = position_ids[:, None, :, None].double() / 10000.0 ** (torch.arange(0, E, 2) / E)
-        a, b = z.chunk(2, -1)
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
-
-    def attention(module, a):
-        q, k, v = (
-            (a @ p.weight.T).unflatten(-1, (-1, E)).transpose(1, 2)
-            for p in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        k, v = k.repeat_interleave(H // k.shape[1], 1), v.repeat_interleave(H // v.shape[1], 1)
-        if c.position == "rope":
-            q, k = rotated(q), rotated(k)
-        if c.head_scale:
-            q = q * module.head_scale.clamp(min=1)[:, None, None] / E**0.5
-            s = q @ k.mT
-        else:
-            s = q @ k.mT / E**0.5
-        if c.position == "alibi":
-            s = s - torch.tensor(alibi_slopes(H), dtype=s.dtype)[:, None, None] * distance
-        elif c.position == "fire":
-            s = s + fire_dense(module.position, position_ids, rows, T).transpose(1, 2)
-        elif c.position == "cope":
-            s = s + cope(q, s, allowed, module.position.table_EP)
-        return (softmax(s, allowed) @ v).transpose(1, 2).flatten(2) @ module.o_proj.weight.T
-
-    h = base.embed_tokens.weight[x]
-    if c.position == "learned":
-        h = h + base.embed_positions.weight[position_ids]
-    for layer, count in zip(base.layers, counts, strict=True):
-        for j in range(count):
-            read, weight = h, 1.0
-            if layer.loop is not None:
-                read, weight = h + layer.loop.input.weight[j], layer.loop.weight.weight[j]
-            h = h + attention(layer.self_attn, norm(layer.input_layernorm, read))
-            m, mlp = norm(layer.post_attention_layernorm, h), layer.mlp
-            gate = m @ mlp.gate_proj.weight.T
-            h = h + weight * ((gate * torch.sigmoid(gate) * (m @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T)
-    return norm(base.norm, h) @ lm.lm_head.weight.T
+# ---------------------------------------------------------------------- the whole model against its formula
 
 
 @pytest.mark.parametrize("more", [{}, EXTRAS], ids=["plain", "extras"])
@@ -370,8 +313,8 @@ def test_flops_of_fire_are_all_but_its_mlp(using):
     using("fire", fire_threshold=512.0)
     ours, x = ut.from_scratch(models.CONFIGS["undertow_llama"](), depth=DEPTH), ids(2, 12)
     counted, _ = count(lambda: ours(x, labels=x).loss.backward())
-    mlp = 3 * 2 * 12 * 32 * 4  # forward, weights and input: 12 distances, 32 hidden, 4 heads; once a layer, not a visit
-    assert counted - flops.training_flops(ours, 12, batch=2) == 4 * mlp
+    out, hidden = 3 * 2 * 12 * 32 * 4, 3 * 2 * 12 * 32  # forward and gradients: 12 distances, 32 hidden, 4 heads
+    assert counted - flops.training_flops(ours, 12, batch=2) == 4 * (out + hidden)  # once a layer, not a visit
 
 
 # ---------------------------------------------------------------------- the matrix

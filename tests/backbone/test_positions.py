@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dense import causal, cope, fire_bias, softmax
 from models import gap
 from undertow.backbone import positions
 from undertow.backbone.positions import Fire, alibi, alibi_slopes, attend
@@ -15,31 +16,6 @@ B, H, E = 2, 3, 8
 def random(*shape: int, seed: int, size: float = 1.0) -> torch.Tensor:
     x = size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x.requires_grad_()
-
-
-def causal(S: int, K: int) -> torch.Tensor:
-    """Queries are the last S of K rows."""
-    return torch.arange(K)[None] <= torch.arange(K - S, K)[:, None]
-
-
-def softmax(s: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    weights = torch.where(allowed, (s - s.detach().amax(-1, keepdim=True)).exp(), 0.0)
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def cope(q, s, allowed, table):
-    """One score at a time: gates over the keys from j to the query, and the line between two columns of q P."""
-    size, added = table.shape[1], torch.zeros_like(s)
-    gates = torch.where(allowed, 1 / (1 + (-s).exp()), 0.0)
-    for j in range(s.shape[-1]):
-        p = gates[..., j:].sum(-1).clamp(max=size - 1)
-        low, high = p.floor().long(), p.ceil().long()
-        z = q @ table
-        below, above = (z.gather(-1, i[..., None])[..., 0] for i in (low, high))
-        column = torch.zeros(s.shape[-1], dtype=s.dtype)
-        column[j] = 1
-        added = added + (above * (p - low) + below * (1 - (p - low)))[..., None] * column
-    return added
 
 
 def assert_same(out, expected, inputs, seed=9):
@@ -81,14 +57,6 @@ def fire(heads=H, threshold=6.0, seed=0) -> Fire:
     return module
 
 
-def fire_dense(module, position_ids, rows, keys):
-    c, limit = module.c, (module.a * module.threshold).abs()
-    i, d = position_ids.double(), (rows[..., None] - torch.arange(keys)).double()
-    x = torch.log(1 + (c * d).abs()) / (torch.log(1 + (c * torch.maximum(i, limit)).abs()) + 1e-6)[..., None]
-    hidden = (x[..., None] * module.in_weight + module.in_bias).relu()
-    return torch.einsum("btkm,hm->bthk", hidden, module.out_weight) + module.out_bias[:, None]
-
-
 @pytest.mark.parametrize("threshold", [3.5, -6.0, 100.0], ids=["beyond", "negative", "within"])
 @pytest.mark.parametrize("past", [0, 4])
 def test_fire(past, threshold, monkeypatch):
@@ -101,7 +69,7 @@ def test_fire(past, threshold, monkeypatch):
     rows = torch.arange(past, past + 9)[None]
     packed = torch.tensor([[7, 8, 9, 10, 0, 1, 2, 3, 4], list(range(past, past + 9))])
     for position_ids in (rows, packed):
-        bias, dense = module(position_ids, rows), fire_dense(module, position_ids, rows, past + 9)
+        bias, dense = module(position_ids, rows), fire_bias(module, position_ids, rows, past + 9)
         allowed = causal(9, past + 9)[None, :, None]
         shared = threshold == 100.0 or len(position_ids) == 1
         assert bias.shape == (1 if shared else 2, 9, H, past + 9)
@@ -116,6 +84,16 @@ def test_fire_asks_its_mlp_once_a_distance(monkeypatch):
     fire(threshold=512.0)(rows, rows)
     fire(threshold=15.0)(rows, rows)
     assert seen == [20, 20 + 17 + 18 + 19 + 20]  # rows 16..19 lie beyond, each over the keys it sees
+
+
+@torch.no_grad()
+def test_fire_in_half_precision_counts_exactly():
+    """Positions that bfloat16 cannot tell apart: 513 lies beyond a threshold of 512, and 1001 is not 1000."""
+    module = fire(threshold=512.0)
+    rows = torch.arange(1002)[None, -1:]
+    exact, low = module(rows, rows), module.to(torch.bfloat16)(rows, rows)
+    rounded = fire(threshold=512.0).to(torch.bfloat16).double()(rows, rows)  # the same weights, exact arithmetic
+    assert gap(low.double(), rounded) < 1e-2 and gap(low.double(), exact) < 0.1
 
 
 MASKS = {

@@ -63,7 +63,7 @@ class Fire(nn.Module):
         """`bias_BTHK` over the K = newest row + 1 keys (B is 1 unless rows differ beyond the threshold)."""
         keys_K = torch.arange(int(rows_1T[0, -1]) + 1, device=rows_1T.device)
         distance_1TK = rows_1T[..., None] - keys_K
-        limit = (self.a * self.threshold).abs()
+        limit, weights = (_wide(self.a) * _wide(self.threshold)).abs(), (self.in_weight, self.in_bias, self.out_weight)
         near_K, norm_BT = self._log(keys_K), self._log(torch.maximum(position_ids_BT.to(limit.dtype), limit))
         beyond_BTK = (position_ids_BT > limit)[..., None] & (distance_1TK >= 0)
         pairs, index_BTK = beyond_BTK.nonzero(as_tuple=True), distance_1TK.clamp(min=0)
@@ -74,12 +74,12 @@ class Fire(nn.Module):
             index_BTK[pairs] = torch.arange(len(x), len(x) + len(far_N), device=x.device)
             x = torch.cat([x, far_N])
         with torch.autocast(x.device.type, enabled=False):
-            bias_HN = _Mlp.apply(x, self.in_weight, self.in_bias, self.out_weight) + self.out_bias[:, None]
+            bias_HN = _Mlp.apply(x, *map(_wide, weights)) + self.out_bias[:, None]
         bias_HBTK = bias_HN.index_select(1, index_BTK.flatten()).unflatten(1, index_BTK.shape)
         return bias_HBTK.permute(1, 2, 0, 3)
 
     def _log(self, x: Tensor) -> Tensor:
-        return torch.log1p((self.c * x).abs())
+        return torch.log1p((_wide(self.c) * x).abs())
 
 
 class _Mlp(torch.autograd.Function):
