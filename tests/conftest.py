@@ -8,6 +8,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import pytest
 import torch
 
+import matrix
+
 torch.set_num_threads(1)
 
 
@@ -15,3 +17,17 @@ torch.set_num_threads(1)
 def seeded():
     """Same numbers every run, whatever ran before."""
     torch.manual_seed(0)
+
+
+EVERY_TIME = ("row_2", "executor_equals_references", "row_3", "cached_equals_full")  # of depth x time pairs
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A depth and a time method together run two rows of the matrix by default (and all of them in `make test-all`):
+    each alone runs every row, and what pairs add is in the executor."""
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        pair = isinstance(case, matrix.Case) and case.depth is not None and case.time is not None
+        if pair and not any(name in item.name for name in EVERY_TIME):
+            item.add_marker(pytest.mark.slow)

@@ -161,7 +161,8 @@ def test_refreshing_keys_costs_projections_only(family):
     for S in (1, 2, 3):
         plain, renewed = ut.Interleaved(S), ut.Interleaved(S, refresh=True)
         assert training_flops(model, T, renewed, batch=B) == pytest.approx(trained(model, renewed), rel=1e-3), S
-        assert training_flops(model, T, renewed) > training_flops(model, T, plain)
+        dearer = training_flops(model, T, renewed) > training_flops(model, T, plain)
+        assert dearer == (S > 1)  # with one subset nothing is left to renew
         with torch.no_grad():
             flops, _ = counted(lambda s=renewed: model(ids(), schedule=s))
         assert forward_flops(model, T, renewed, batch=B) == flops, S
