@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
@@ -305,3 +306,21 @@ def row_12_ten_steps_lower_the_loss(case: Case):
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
+
+
+ROWS = {name: row for name, row in list(globals().items()) if name.startswith("row_")}
+
+
+def every_row(cases, but=()):
+    """Parametrise a test `test(row, case, ...)` over all rows and these cases; `but`: rows that are left out.
+
+    Row 8 writes to a folder: a test that runs it takes pytest's `tmp_path` and calls `run(row, case, tmp_path)`.
+    """
+    kept = [row for name, row in ROWS.items() if name not in but]
+    rows = pytest.mark.parametrize("row", kept, ids=lambda row: row.__name__)
+    return lambda test: rows(pytest.mark.parametrize("case", cases, ids=str)(test))
+
+
+def run(row, case: Case, folder):
+    """One row on one case."""
+    row(case, folder) if row is row_8_saved_equals_loaded else row(case)

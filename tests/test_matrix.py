@@ -54,59 +54,7 @@ FAST, ALL = (
     [pytest.param(c, marks=pytest.mark.slow, id=str(c)) for c in ON_LLAMA + REST if c not in CORE],
 )
 
-every_case = pytest.mark.parametrize("case", [*FAST, *ALL], ids=str)
 
-
-@every_case
-def test_identity_at_start(case):
-    matrix.row_1_identity_at_start(case)
-
-
-@every_case
-def test_executor_equals_references(case):
-    matrix.row_2_executor_equals_references(case)
-
-
-@every_case
-def test_cached_equals_full(case):
-    matrix.row_3_cached_equals_full(case)
-
-
-@every_case
-def test_padded_equals_single(case):
-    matrix.row_4_padded_equals_single(case)
-
-
-@every_case
-def test_causal(case):
-    matrix.row_5_causal(case)
-
-
-@every_case
-def test_exact_limits(case):
-    matrix.row_6_exact_limits(case)
-
-
-@every_case
-def test_packed_equals_separate(case):
-    matrix.row_7_packed_equals_separate(case)
-
-
-@every_case
-def test_saved_equals_loaded(case, tmp_path):
-    matrix.row_8_saved_equals_loaded(case, tmp_path)
-
-
-@every_case
-def test_generate(case):
-    matrix.row_9_generate(case)
-
-
-@every_case
-def test_checkpointing_and_accumulation(case):
-    matrix.row_10_checkpointing_and_accumulation(case)
-
-
-@every_case
-def test_ten_steps_lower_the_loss(case):
-    matrix.row_12_ten_steps_lower_the_loss(case)
+@matrix.every_row([*FAST, *ALL])
+def test_matrix(row, case, tmp_path):
+    matrix.run(row, case, tmp_path)

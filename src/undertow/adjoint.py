@@ -75,7 +75,7 @@ def live_pass(
     with torch.no_grad():
         change = largest((left - memory).norm() / memory.norm().clamp(min=1e-30), agree=True)
     if change > UNSOLVED:
-        raise Unsolved(f"one more pass moved the memory by {change:.0%}")
+        raise Unsolved("one more pass moved the memory by more than half")  # no number: a warning is shown once a text
     after, solve = shifted(left, seq, everywhere), None
     if k:
         cyclic = isinstance(schedule, Cyclic | Converge) and schedule.solve == "cyclic"
@@ -91,9 +91,8 @@ def _grew(first: Tensor, last: Tensor, k: int) -> bool:
     if k < 2 or not largest((last.norm() > first.norm()).float(), agree=True):
         return False
     warnings.warn(
-        f"the adjoint gradient does not contract: {k} products made its cotangent "
-        f"{float(last.norm() / first.norm()):.2g} times as large; it is solved until nothing is left, as live sweeps "
-        "would (more costly; adjoint=None runs those)",
+        f"the adjoint gradient does not contract on every batch: {k} products made its cotangent larger. There it is "
+        "solved until nothing is left, as live sweeps would (more costly; adjoint=None runs those)",
         stacklevel=2,
     )
     return True

@@ -160,13 +160,9 @@ CASES = [
     Case("gpt2", ut.MiddleLoop(1, 2, 3, inject=True, grad_last=1), ut.LRT(2)),
     Case("gpt2", ut.MiddleLoop(1, 2, 3, inject="concat", sample=0.5, grad_last=2), None),
 ]
-ROWS = [
-    getattr(matrix, name) for name in dir(matrix) if name.startswith("row_") and name != "row_8_saved_equals_loaded"
-]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+@matrix.every_row(CASES, but=("row_8_saved_equals_loaded",))
 def test_matrix(row, case):
     row(case)
 

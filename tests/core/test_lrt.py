@@ -370,54 +370,8 @@ CASES = [
     Case(FAMILY, None, ut.LRT(1, shared=False, gate_channels=9)),
     Case(FAMILY, ut.ReuseMap([2, 1, 3, 1]), ut.LRT(2, gates=False)),
 ]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-@every_case
-def test_identity_at_start(case):
-    matrix.row_1_identity_at_start(case)
-
-
-@every_case
-def test_executor_equals_references(case):
-    matrix.row_2_executor_equals_references(case)
-
-
-@every_case
-def test_cached_equals_full(case):
-    matrix.row_3_cached_equals_full(case)
-
-
-@every_case
-def test_padded_equals_single(case):
-    matrix.row_4_padded_equals_single(case)
-
-
-@every_case
-def test_causal(case):
-    matrix.row_5_causal(case)
-
-
-@every_case
-def test_exact_limits(case):
-    matrix.row_6_exact_limits(case)
-
-
-@every_case
-def test_packed_equals_separate(case):
-    matrix.row_7_packed_equals_separate(case)
-
-
-@every_case
-def test_saved_equals_loaded(case, tmp_path):
-    matrix.row_8_saved_equals_loaded(case, tmp_path)
-
-
-@every_case
-def test_generate(case):
-    matrix.row_9_generate(case)
-
-
-@every_case
-def test_ten_steps_lower_the_loss(case):
-    matrix.row_12_ten_steps_lower_the_loss(case)
+@matrix.every_row(CASES)
+def test_matrix(row, case, tmp_path):
+    matrix.run(row, case, tmp_path)

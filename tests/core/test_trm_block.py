@@ -290,13 +290,9 @@ CASES = [
     Case("gpt2", ut.TRMBlock(0, gate=None, inner=1, layers=1), ut.T2MLR(2, 3)),
     Case("llama", ut.TRMBlock(form="branch", inner=1, layers=1, outer=3), ut.T2MLR(1, 2)),
 ]
-ROWS = [
-    getattr(matrix, name) for name in dir(matrix) if name.startswith("row_") and name != "row_8_saved_equals_loaded"
-]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+@matrix.every_row(CASES, but=("row_8_saved_equals_loaded",))
 def test_matrix(row, case):
     row(case)
 
