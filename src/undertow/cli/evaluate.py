@@ -35,7 +35,7 @@ def evaluate(
     from undertow.training import run
 
     quiet()
-    rules = [Exit.parse(text) for text in exits]
+    rules = [Exit("change", 0.0), *(Exit.parse(text) for text in exits)]  # the first never leaves: the same rows whole
     if readahead is not None:
         ahead.cut(run.load(folder, device).model, readahead)  # too many layers: said before the long part
     result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
