@@ -1,10 +1,12 @@
 """The house rules that a machine can check."""
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from undertow import mixers
 from undertow.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,9 @@ def test_the_core_stays_small():
     assert sum(len(lines(SOURCE / f"{name}.py")) for name in CORE) < 1300
     assert len(lines(SOURCE / "mixers.py")) < 400
     assert all(len(lines(p)) <= 150 for p in (SOURCE / "methods").glob("*.py"))
+    for cls in vars(mixers).values():
+        if isinstance(cls, type) and issubclass(cls, mixers.Mixer) and cls is not mixers.Mixer:
+            assert len(inspect.getsource(cls).splitlines()) <= 40, cls.__name__
 
 
 def test_long_files_give_a_reason():

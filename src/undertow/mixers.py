@@ -248,19 +248,11 @@ def gamma(width: int, rezero: bool, vector: bool) -> nn.Parameter | None:
 
 
 class Gated(Mixer):
-    """`x + N(tanh(g_m) sig(G_m [x^; m^]) m^ + tanh(g_x) sig(G_x [x^; m^]) x^)`: the mixer of every published run.
+    """`x + N(tanh(g_m) sig(G_m [x^; m^]) m^ + tanh(g_x) sig(G_x [x^; m^]) x^)`, g = 0 at the start (as published).
 
-    The gammas g start at 0, so it is the identity at the start and only they have gradient in the first step.
-
-    Args:
-        gain: of the gate weights' Xavier-normal initialisation (0: zeros).
-        init_m, init_x: probability at which each gate starts (None: torch's own bias).
-        layers, hidden, activation: of the gates' maps, see `gate`.
-        rezero: False leaves out the gammas and the x that is added.
-        vector: one gamma a channel.
-        normalize: both gates are divided by their sum, which carries no gradient.
-        x_branch: False leaves out the second term.
-        detach_m, detach_x: the gate sees its input without gradient.
+    `gain`, `init_m`, `init_x`: see `start_gate`; `layers`, `hidden`, `activation`: see `gate`. `rezero=False`: neither
+    gammas nor the x added; `vector`: a gamma a channel; `normalize`: gates over their sum, which has no gradient;
+    `x_branch=False`: no second term; `detach_m`, `detach_x`: that gate sees its input without gradient.
     """
 
     def __init__(
@@ -270,15 +262,12 @@ class Gated(Mixer):
     ):  # fmt: skip
         super().__init__(width, identity=rezero, **around)
         if not x_branch and (normalize or detach_x or init_x != 0.5):
-            raise ValueError(
-                f"normalize={normalize}, detach_x={detach_x}, init_x={init_x}: x_branch=False has no x gate"
-            )
+            raise ValueError(f"{normalize=}, {detach_x=}, {init_x=}: x_branch=False has no x gate")
         self.normalize, self.detach_m, self.detach_x = normalize, detach_m, detach_x
-        make = partial(gate, width, layers, hidden, activation)
-        self.gate_x, self.gate_m = make() if x_branch else None, make()
-        for module, probability in ((self.gate_x, init_x), (self.gate_m, init_m)):
-            if module is not None:
-                start_gate(module, gain, probability)
+        maps = [gate(width, layers, hidden, activation) for _ in range(1 + x_branch)]
+        self.gate_x, self.gate_m = maps[0] if x_branch else None, maps[-1]
+        for module, probability in zip(maps, (init_x, init_m)[-len(maps) :], strict=True):
+            start_gate(module, gain, probability)
         self.scale_x = gamma(width, rezero, vector) if x_branch else None
         self.scale_m = gamma(width, rezero, vector)
 
@@ -287,9 +276,7 @@ class Gated(Mixer):
         gates = {"m": torch.sigmoid(self.gate_m(both.detach() if self.detach_m else both))}
         if self.gate_x is not None:
             gates["x"] = torch.sigmoid(self.gate_x(both.detach() if self.detach_x else both))
-        if not self.normalize:
-            return gates
-        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach()
+        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach() if self.normalize else 1
         return {name: value / total for name, value in gates.items()}
 
     def mix(self, x, m, gates):
