@@ -5,16 +5,7 @@ import sys
 
 import pytest
 
-from undertow.cli import main
-
-
-def call(capsys, *arguments):
-    """(exit status, stdout, stderr) of one command, in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return end.value.code, said.out, said.err
+from commands import call
 
 
 def test_help_loads_no_torch():

@@ -8,19 +8,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import undertow as ut
+from commands import call
 from models import build, ids
-from undertow.cli import main
 
 MIXER = {"recurrent_gate_proj": "gate_m", "input_gate_proj": "gate_x"}
-
-
-def call(capsys, *arguments):
-    """(exit status, stdout, stderr) of one command, in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return end.value.code, said.out, said.err
 
 
 @pytest.fixture

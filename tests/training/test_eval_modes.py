@@ -5,16 +5,7 @@ import json
 import pytest
 import yaml
 
-from undertow.cli import main
-
-
-def call(capsys, *arguments):
-    """(exit status, stdout, stderr) of one command, in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return end.value.code, said.out, said.err
+from commands import call
 
 
 def test_sweeps_buckets_readahead(capsys, tmp_path, monkeypatch, values):
