@@ -225,6 +225,10 @@ def comparison(**changes):
             "models[0] (a): tim: unknown key (value 'LRT'); did you mean 'time'?",
         ),
         ({"models": [{"name": "a"}, {"name": "b", "data": {"seq_len": 8}}]}, "models[1].data: all models"),
+        (
+            {"models": [{"name": "a", "flops_of": "b"}, {"name": "b"}]},
+            "models[0].flops_of: 'b': must be a model before",
+        ),
         ({"training": {"max_steps": 3}}, "training.max_steps: in a comparison the budget decides"),
         ({"seeds": 3}, "seeds: 3: must be a list"),
     ],
