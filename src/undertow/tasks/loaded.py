@@ -44,10 +44,8 @@ class Splits(Task):
         lacking = [name for name in SPLITS[1:] if name not in sources]
         source = sources.get(split, sources["train"])
         later = [name for name in SPLITS[SPLITS.index(split) + 1 :] if name in sources]
-        # Where validation and test are the same file, they are meant to be the same.
-        taken = {
-            self._digest(record) for name in later if sources[name] != source for record in self.read(sources[name])
-        }
+        later = [name for name in later if sources[name] != source]  # validation and test as one file: meant so
+        taken = {self._digest(record) for name in later for record in self.read(sources[name])}
         count = 0
         for record in self.read(source):
             published = split != "train" and split in sources
