@@ -193,7 +193,7 @@ def _csv(path: Path) -> Iterator[Record]:
                     raise ValueError(f"{path}, line {lines.line_num}: more cells than the header names")
                 yield record
         except csv.Error as error:
-            raise ValueError(f"{path}, line {lines.line_num}: not CSV ({error})") from None
+            raise ValueError(f"{path}, line {lines.reader.line_num}: not CSV ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[Record]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FineWeb(Task):
-    """FineWeb and FineWeb-Edu: pages of the web, streamed from the hub or from local parquet or JSON files.
+    """Pages of the web as a stream: FineWeb-Edu or FineWeb.
 
-    The first documents are for validation; of the others, those with the same text as one of them are left out. There
-    is no test split.
+    They come from the hub, or from local parquet or JSON files by the same code. The first documents are for
+    validation; of the others, those with the same text as one of them are left out. There is no test split.
 
     Args:
         edu: FineWeb-Edu, the pages that teach something.
@@ -88,7 +88,8 @@ class FineWeb(Task):
         else:
             found = files.file_stream(_files((self.path,) if isinstance(self.path, str) else self.path))
         if found.column_names is not None and "text" not in found.column_names:
-            raise ValueError(f"{self.name}: lacks text; has {', '.join(found.column_names)}")
+            has = ", ".join(found.column_names)
+            raise ValueError(f"{self.name}: lacks text; has {has}" if has else f"{self.name}: holds no records")
         return found
 
 

@@ -14,7 +14,7 @@ _FORMULA = re.compile(r"<<.*?>>")
 
 @dataclass(frozen=True)
 class GSM8K(Loaded):
-    """GSM8K and GSM8K-aug: grade-school word problems, from the hub or local files; written in steps.
+    """Grade-school word problems, solved in steps: GSM8K and GSM8K-aug.
 
     A record is `{question, steps, answer}`; files may also be in the first publication's form, in which `answer` holds
     the steps, a line each, and after `####` the answer. The prompt is the question; the response is the steps, a line

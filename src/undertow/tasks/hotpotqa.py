@@ -14,7 +14,7 @@ from undertow.tasks.loaded import Loaded
 
 @dataclass(frozen=True)
 class HotpotQA(Loaded):
-    """HotpotQA: questions about ten given paragraphs, two of which are needed; from the hub or local files.
+    """Questions about ten given paragraphs, two of which are needed.
 
     A record is as on the hub, `{question, answer, type, level, context {title, sentences}, supporting_facts {title,
     sent_id}}`; files may also be in the first publication's form (lists of pairs). The published validation split is

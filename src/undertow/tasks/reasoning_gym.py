@@ -13,7 +13,9 @@ _INSTALL = "it is not installed: pip install reasoning-gym, in an environment of
 
 @dataclass(frozen=True)
 class ReasoningGym(Generated):
-    """Any data set of reasoning-gym (to be installed apart), scored by its own scorer.
+    """Any data set of reasoning-gym (to be installed apart).
+
+    It is scored by its own scorer.
 
     An item is drawn as the only one of a data set with a seed of its own: items of one data set follow from
     consecutive seeds, so that two data sets with close seeds would share most of theirs.

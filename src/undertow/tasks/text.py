@@ -55,7 +55,7 @@ class TextFiles(_Documents):
 
 @dataclass(frozen=True)
 class Stdlib(_Documents):
-    """The running Python's standard library: 12 MB of source and documentation, always there."""
+    """The running Python's standard library: 12 MB, always there."""
 
     @cached_property
     def corpus(self) -> Corpus:

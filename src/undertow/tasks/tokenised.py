@@ -13,10 +13,11 @@ from undertow.tasks.loaded import Splits
 
 @dataclass(frozen=True)
 class Tokenised(Splits):
-    """Pre-tokenised data sets, saved with `save_to_disk`: columns input_ids and attention_mask.
+    """Data sets that were tokenised before, as `datasets` saves them.
 
-    Where the mask is 0 the token is padding and is dropped: it is neither read nor trained on (as released, ILR trains
-    on its pads). The recipe names the tokenizer they were made with.
+    Their columns are input_ids and attention_mask. Where the mask is 0 the token is padding and is
+    dropped: it is neither read nor trained on (as released, ILR trains on its pads). The recipe names the tokenizer
+    they were made with.
 
     Args:
         path: folder of a data set, or of several under the names of the splits.

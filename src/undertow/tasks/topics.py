@@ -13,10 +13,10 @@ from undertow.tasks.loaded import Splits
 
 @dataclass(frozen=True)
 class Topics(Splits):
-    """CSV files with the columns topic and text, a document a row (GPTTRM's format and file names).
+    """CSV files with the columns topic and text, named as in GPTTRM.
 
-    Only the text is trained on. As published, what is tested on is what is validated on; training texts that occur
-    there are left out.
+    A row is a document. Only the text is trained on. As published, what is tested on is what is validated on;
+    training texts that occur there are left out.
 
     Args:
         train, validation, test: the files.
