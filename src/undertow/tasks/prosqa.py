@@ -32,7 +32,7 @@ _PEOPLE = [
 _ONSETS = [*"bdfghjklnprstvwyz", "br", "dr", "fl", "gr", "scr", "sh", "st", "tr"]
 _CONCEPTS = [f"{onset}{vowel}{coda}pus" for onset in _ONSETS for vowel in "aeiou" for coda in "mr"]
 _STATEMENT = re.compile(r"(?:Every )?(\S+) is an? (\S+?)\.?")
-_SECOND_PARENT = 0.6  # so that 23 nodes have about the published 36 edges
+_SECOND_PARENT = 0.75  # so that 23 nodes have about the published 36 edges
 _HELD_OUT = 10  # of published files without a validation file, at most one record in so many validates
 
 
@@ -120,9 +120,10 @@ class ProsQA(Generated):
         targets = [family[-1].pop() for family in families]
         members = [[node for level in family for node in level] for family in families]
         for node in shared:
-            edges += [(choice(members[0]), node), (choice(members[1]), node)]
+            parents = [choice(members[0]), choice(members[1]), choice(choice(members))]
+            edges += [(first, node) for first in dict.fromkeys(parents)]
         for person in people[2:]:
-            edges += [(person, concept) for concept in rng.sample(range(count), 2)]
+            edges += [(person, concept) for concept in rng.sample(range(count), min(3, count))]
         chain, node = [], targets[0]
         while node in parent:
             chain.append((parent[node], node))
