@@ -22,6 +22,7 @@ def product(*actions: int) -> int:
     return track(list(actions))[-1]
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, max_size=60))
 def test_states_follow_the_definition(actions):
     state, expected = "12345", []
@@ -31,11 +32,13 @@ def test_states_follow_the_definition(actions):
     assert [PERMUTATIONS[s] for s in track(actions)] == expected
 
 
+@settings(deadline=None)
 @given(numbers, numbers, numbers)
 def test_the_product_is_associative(a, b, c):
     assert product(product(a, b), c) == product(a, product(b, c))
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_identity_and_inverse(a):
     identity = PERMUTATIONS.index("12345")
