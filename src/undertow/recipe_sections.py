@@ -133,11 +133,13 @@ class Data(Section):
     @field_validator("source")
     @classmethod
     def _task_or_paths(cls, value):
-        from undertow.data import task_of
+        from undertow.tasks.parse import open_source
 
         try:
-            task = task_of(value)
-        except ValueError as error:
+            task = open_source(value)
+        except Bad:
+            raise
+        except (ValueError, OSError) as error:
             raise Bad("", one_line(error)) from error
         if task is not None:
             return task

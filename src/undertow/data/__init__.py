@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.data.corpus import Corpus, Document, load_corpus
-from undertow.data.examples import Encoder, examples, pad_left, record_rows, texts
+from undertow.data.examples import Encoder, has_examples, pad_left, record_rows, texts
 from undertow.data.packing import Rows, collate, pack_documents
 from undertow.data.stream import Chunks, Stream, first_records
 from undertow.data.tokenizer import check_tokenizer, check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
-from undertow.tasks import TASKS
 from undertow.tasks.base import Record, Task
+from undertow.tasks.parse import open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +96,7 @@ def build(
     """Read, tokenise and pack a corpus or a task; what an earlier call computed is read from the cache.
 
     Args:
-        source: `"stdlib"`, text files, folders or globs, see `load_corpus`; or a task, see `is_task`.
+        source: `"stdlib"`, text files, folders or globs, see `load_corpus`; or a task, see `open_source`.
         tokenizer: a tokenizer, its folder or its hub id. None: the task's own, or else one is trained on the training
             records (of a stream, on its first chunk).
         vocab_size: tokens of the tokenizer that is trained; unused if there is one.
@@ -115,7 +114,7 @@ def build(
     """
     if validation_rows is not None and validation_rows < 1:
         raise ValueError(f"validation_rows: {validation_rows}: must be at least 1, or None for all")
-    task = task_of(source)
+    task = open_source(source)
     wrong = misuse(task, loss, memory, stream, validation)
     if wrong is not None:
         raise ValueError(": ".join(wrong))
@@ -126,30 +125,11 @@ def build(
     return data if validation_rows is None else replace(data, validation=data.validation.head(validation_rows))
 
 
-def is_task(source: Any) -> bool:
-    """Whether a source is a task (or the name, call, mapping or prepared folder of one), not text to be read."""
-    if isinstance(source, str):
-        called = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", source, re.DOTALL)
-        if called and (called[1] in TASKS or called[2] is not None):
-            return True
-        return (Path(source).expanduser() / "task.json").is_file()
-    return isinstance(source, Task | Mapping)
-
-
-def task_of(source: Any) -> Task | None:
-    """The task that a source names; None: text files."""
-    if not is_task(source):
-        return None
-    from undertow.tasks.parse import parse
-
-    return parse(source)
-
-
 def misuse(task: Task | None, loss=None, memory=None, stream: bool = False, validation=None) -> tuple[str, str] | None:
     """An argument of `build` that has no meaning for this task (None: text files), and why; None: all have one."""
     what = "text" if task is None else type(task).__name__
     for name, value in (("loss", loss), ("memory", memory)):
-        if value == "response" and (task is None or not examples(task)):
+        if value == "response" and (task is None or not has_examples(task)):
             return name, f"{value!r}: {what} has no prompt and response; allowed: 'all'"
     if validation is not None and task is not None:
         return "validation", f"{validation!r}: {what} has a validation split of its own"
@@ -184,7 +164,7 @@ def _of_task(
         read = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
         own = train_tokenizer(read, vocab_size, cache)
     check_tokenizer(own)
-    part: Part = "response" if examples(task) else "all"
+    part: Part = "response" if has_examples(task) else "all"
     encoder = Encoder(own, loss or part, memory or part)
     train: Rows | Stream
     if stream:

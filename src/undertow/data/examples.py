@@ -151,7 +151,7 @@ def record_rows(
         raise ValueError(f"seq_len: {seq_len}: must be at least 2, or nothing is predicted")
     name = type(task).__name__
     field = "text" if task.kind == "text" else "input_ids"
-    contents = (repr(task.example(r)) if examples(task) else str(_field(r, field, task)) for r in records)
+    contents = (repr(task.example(r)) if has_examples(task) else str(_field(r, field, task)) for r in records)
     key = cache.digest(itertools.chain(encoder.parts(), [task.kind, seq_len], contents))
 
     def packed_RCT() -> np.ndarray:
@@ -160,9 +160,9 @@ def record_rows(
 
     rows = rows_of(kept(cache.folder(cache_dir) / f"rows-{key[:24]}.npy", seq_len, packed_RCT))
     if len(rows) == 0:
-        why = f"all are longer than seq_len={seq_len} tokens" if examples(task) else "they hold no text"
+        why = f"all are longer than seq_len={seq_len} tokens" if has_examples(task) else "they hold no text"
         raise ValueError(f"{name}: none of {len(records)} records can be used: {why}")
-    if examples(task):
+    if has_examples(task):
         report_left_out(len(records) - rows.pieces, len(records), task, seq_len)
     return rows
 
@@ -174,7 +174,7 @@ def report_left_out(count: int, of: int, task: Task, seq_len: int) -> None:
         warnings.warn(f"{name}: {count} of {of} examples are longer than seq_len={seq_len}: left out", stacklevel=3)
 
 
-def examples(task: Task) -> bool:
+def has_examples(task: Task) -> bool:
     """Whether its records are examples, which are never cut; else they are documents."""
     return task.kind in ("answers", "tags")
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow.data import cache
-from undertow.data.examples import Encoder, examples, pack_records, report_left_out
+from undertow.data.examples import Encoder, has_examples, pack_records, report_left_out
 from undertow.data.packing import Rows, read, rows_of
 from undertow.tasks.base import Record, Task
 
@@ -103,7 +103,7 @@ class Chunks:
             self._open = (number, self._rows(number))
         row = self._open[1][at]
         ones = {"attention_mask": np.ones(self.seq_len, dtype=np.int64)}
-        if examples(self.task) and self.encoder.memory == "response":
+        if has_examples(self.task) and self.encoder.memory == "response":
             ones["memory_mask"] = ones["attention_mask"]
         return ones | row  # the same entries in every row, whichever chunk it is of
 
@@ -143,7 +143,7 @@ class Chunks:
         """What is written beside chunk `number`, which is made if need be."""
         written = self._paths(number)[1]
         chunk = _noted(written) or self._make(number)
-        if examples(self.task) and chunk.left_out and "long" not in self._said:
+        if has_examples(self.task) and chunk.left_out and "long" not in self._said:
             self._said.add("long")
             report_left_out(chunk.left_out, self.documents, self.task, self.seq_len)
         return chunk
@@ -169,12 +169,12 @@ class Chunks:
             records, stream = self._read(number)
             stored_RCT = pack_records(records, self.task, self.encoder, self.seq_len)
             rows = rows_of(stored_RCT)
-            logger.info("%s: chunk %d, %d rows (%.2f %% padding)", self.folder, number, len(rows), 100 * rows.waste)
+            logger.info("%s: chunk %d, %d rows of %d records", self.folder, number, len(rows), len(records))
             before = self._known[number - 1].records if number else 0
             chunk = Chunk(
                 rows=len(rows),
                 tokens=rows.tokens,
-                left_out=len(records) - rows.pieces if examples(self.task) else 0,
+                left_out=len(records) - rows.pieces if has_examples(self.task) else 0,
                 records=before + len(records),
                 state=None if stream is None else stream.state_dict(),
                 last=len(records) < self.documents,

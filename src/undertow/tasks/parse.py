@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import typing
+from collections.abc import Mapping
 from typing import Any
 
-from undertow.recipe_sections import RecipeError, choices
-from undertow.tasks import TASKS
 from undertow.tasks.base import Task
+
+
+def open_source(value: Any) -> Task | None:
+    """The task that a recipe's `data.source` names; None where it names plain text."""
+    from undertow.tasks import TASKS
+
+    if isinstance(value, Mapping | Task):
+        return parse(value)
+    if isinstance(value, str) and (value in TASKS or re.fullmatch(r"\s*\w+\s*\(.*\)\s*", value, re.DOTALL)):
+        return parse(value)
+    return None
 
 
 def parse(value: Any) -> Task:
@@ -19,6 +30,9 @@ def parse(value: Any) -> Task:
         RecipeError: unknown task, unknown option, or a value it refuses. One line.
     """
     from pydantic import TypeAdapter, ValidationError
+
+    from undertow.recipe_sections import RecipeError, choices
+    from undertow.tasks import TASKS
 
     if isinstance(value, Task):
         return value
@@ -42,6 +56,9 @@ def parse(value: Any) -> Task:
 
 
 def _called(text: str) -> dict[str, Any]:
+    from undertow.recipe_sections import RecipeError
+    from undertow.tasks import TASKS
+
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
