@@ -194,7 +194,7 @@ class Chunks:
             stream, before = self.task.stream(self.split), self._known[number - 1] if number else None
             if stream is not None and before is not None:
                 stream.load_state_dict(before.state)
-            source = self.task.records(self.split) if stream is None else iter(stream)
+            source = self.task.records(self.split) if stream is None else _each(stream)
             skipped = before.records if before is not None and stream is None else 0
             self._reading = (os.getpid(), number, stream, itertools.islice(source, skipped, None))
         _, _, stream, iterator = self._reading
@@ -242,7 +242,13 @@ class Stream:
 def first_records(task: Task, split: str) -> Iterator[Record]:
     """The records of a split from the first on, from whichever of its two ways a task has to read them."""
     stream = task.stream(split)
-    return task.records(split) if stream is None else iter(stream)
+    return task.records(split) if stream is None else _each(stream)
+
+
+def _each(stream: IterableDataset) -> Iterator[Record]:
+    """The records of a stream. In a loader's worker its own iterator would give every worker a part of them."""
+    for batch in stream.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
 
 
 def _noted(path: Path) -> Chunk | None:
