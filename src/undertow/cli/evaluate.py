@@ -71,7 +71,7 @@ def evaluate(
     }
     result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
     out.print(table({folder.name: [result]}))
-    if "accuracy" in result:
+    if "accuracy" in result and ready.settings.accuracy is not False:  # else it is what was measured after training
         out.print("", accuracy_table(result["accuracy"]))
     for name, measure in asked.items():
         if measure is not None:

@@ -248,7 +248,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     p, spread = right / count, Z * Z / count
     middle = (p + spread / 2) / (1 + spread)
     half = Z * math.sqrt(p * (1 - p) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))  # rounding must not leave p outside
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

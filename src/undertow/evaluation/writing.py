@@ -54,7 +54,7 @@ def write(
     # Left at their defaults these would be what a pretrained model's own generation settings say.
     choice = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "do_sample": samples > 1}
     if samples > 1:
-        choice |= {"num_return_sequences": samples, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        choice |= {"num_return_sequences": samples, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     texts: list[list[str]] = [[""] * samples for _ in prompts]
     alone_above = None if limit is None else limit - max_new_tokens  # padding would take positions these need
     devices = [model.device] if model.device.type == "cuda" else []
