@@ -235,7 +235,11 @@ class Future(Section):
 
 
 class Evaluation(Section):
-    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end."""
+    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end.
+
+    Where the data is a task with answers or tags, its accuracy on `records` records of `split`, too: exactly, and by
+    generation (greedy; with several `samples` pass@k for each k of `pass_at`, or for k = `samples`).
+    """
 
     batch_size: Positive = 16
     points: Annotated[int, Field(ge=0)] = 8
@@ -244,3 +248,17 @@ class Evaluation(Section):
     sequential: bool = False  # also decode position by position: slow, the definition itself
     prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     new_tokens: Positive = 48
+    accuracy: bool | None = None  # None: where the data is such a task
+    split: Literal["train", "validation", "test"] = "test"
+    records: Positive = 200  # at most; of text, so many documents (`--lengths`, `--icl`)
+    samples: Positive = 1
+    temperature: Annotated[float, Field(gt=0)] = 0.8  # of several samples
+    pass_at: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    max_new_tokens: Positive | None = None  # of an answer; None: as many as the longest gold one
+
+    @model_validator(mode="after")
+    def _enough_samples(self):
+        for k in self.pass_at:
+            if k > self.samples:
+                raise Bad("pass_at", f"{k}: exceeds samples, {self.samples}")
+        return self

@@ -32,7 +32,7 @@ from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
-from undertow.evaluation import bits, future, samples, speed
+from undertow.evaluation import accuracy, bits, future, samples, speed
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError, component
 from undertow.schedules import Converge, Sequential
@@ -291,7 +291,8 @@ def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> 
 
 
 def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
-    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples.
+    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples; of a task
+    its accuracy.
 
     Args:
         schedules: more schedules, as one types them (`"Cyclic(16, 2)"`).
@@ -299,6 +300,7 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
     if loaded.recipe is None:
         raise ValueError("measure: the model comes with no recipe, so its evaluation settings are unknown")
     model, settings, rows = loaded.model, loaded.recipe.evaluation, data.validation
+    on_task = accuracy.wanted(data, settings)
 
     def bits_under(schedule) -> dict:
         return bits.bits_per_byte(
@@ -330,6 +332,8 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
         for prompt in prompts
     ]
+    if on_task:
+        result["accuracy"] = accuracy.measure(model, data, settings)
     return result
 
 
