@@ -150,6 +150,10 @@ class Data(Section):
 
     @field_serializer("source")
     def _plain(self, value):
+        from undertow.tasks.folder import Folder
+
+        if isinstance(value, Folder):
+            return value.path
         return value if isinstance(value, str | tuple) else value.to_dict()
 
     @model_validator(mode="after")
