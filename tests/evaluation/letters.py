@@ -1,10 +1,10 @@
-"""A tokenizer of letters and a few pairs of them, small enough for the tiny models; and a model whose memory matters."""
+"""A tokenizer of letters and a few pairs of them, few enough for a tiny model; and such a model."""
 
+import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-import undertow as ut
 from models import V, build
 
 END = "<end>"
@@ -22,5 +22,11 @@ def tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **ends)
 
 
-def recurrent(time=None, **config):
-    return build("llama", time=time or ut.LRT(2), **config)
+def recurrent(time=None, depth=None):
+    """Two layers whose weights are large: its texts are varied and its memory decides what they are."""
+    model = build("llama", depth=depth, time=time, seed=1, num_hidden_layers=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(3)
+    return model

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from letters import END, recurrent, tokenizer
 
 import undertow as ut
-from letters import END, recurrent, tokenizer
 from models import build
 from undertow.evaluation import harness, likelihood
 from undertow.evaluation.harness_model import Recurrent
@@ -21,33 +21,37 @@ ZERO = ut.Jacobi(0)  # reads no memory
 QUESTIONS = [
     ("how many", ["ten", "two hens", "a"], 1),
     ("when the ab", ["then go", "to bed"], 0),
-    ("who is it that ran to the end of the long and winding road", ["men", "a hen", "the cat"], 2),
+    ("who ran to the end", ["men", "a hen"], 1),
     ("why", ["to eat", "bab", "no.", "x"], 3),
     ("q", ["b", "c"], 0),
     ("q", ["d", "e"], 0),
 ]
-PROMPTS = ["the hen", "a", "when we ran to the town", "abab", "go on", "x y z"]
-TEXTS = ["the hen ran to the town. ", "abba", "a long text that goes on and on " * 5]
+PROMPTS = ["the hen", "a", "when we ran", "go on"]
+STOPS = ["en", "x"]
+TEXTS = ["the hen ran. ", "abba", "a long text that goes on and on"]
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return recurrent()
+    return recurrent(time=ut.LRT(1))
 
 
 def encode(text):
     return TOK(text, add_special_tokens=False)["input_ids"]
 
 
-@torch.no_grad()
 def log_p(model, ids, new, schedule=None):
     """`log p` of the last `new` tokens, written out; one text, no mask."""
     logits = model(torch.tensor([ids]), schedule=schedule, use_cache=False).logits[0].log_softmax(-1)
     return [logits[t - 1, ids[t]].item() for t in range(len(ids) - new, len(ids))]
 
 
-@torch.no_grad()
 def go_on(model, prompt, count, stops, schedule=None):
     """Greedy decoding that reads everything anew for each token."""
     ids = [BOS, *encode(prompt)]
@@ -89,12 +93,12 @@ def offline(tmp_path_factory, model):
         output_type="multiple_choice", doc_to_text="{{question}}", doc_to_choice="{{choices}}",
         doc_to_target="{{gold}}", metric_list=[metric("acc"), metric("acc_norm")],
     )  # fmt: skip
-    written = [go_on(model, prompt, 12, ["e", "ab"]) for prompt in PROMPTS]
+    written = [go_on(model, prompt, 9, STOPS) for prompt in PROMPTS]
     write(
         folder, "tiny_writing",
-        [{"prompt": p, "answer": w if i % 2 else "never"} for i, (p, w) in enumerate(zip(PROMPTS, written, strict=True))],
+        [{"prompt": p, "answer": written[i] if i % 2 else "never"} for i, p in enumerate(PROMPTS)],
         output_type="generate_until", doc_to_text="{{prompt}}", doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["e", "ab"], "max_gen_toks": 12}, metric_list=[metric("exact_match")],
+        generation_kwargs={"until": STOPS, "max_gen_toks": 9}, metric_list=[metric("exact_match")],
     )  # fmt: skip
     write(
         folder, "tiny_text", [{"text": text} for text in TEXTS],
@@ -105,7 +109,7 @@ def offline(tmp_path_factory, model):
     with pytest.MonkeyPatch.context() as patch:  # seconds of shell commands that describe the machine
         patch.setattr("torch.utils.collect_env.get_pretty_env_info", str)
         scores = [
-            harness.run(model, TOK, names, include=folder, batch_size=4, schedule=schedule, bootstrap=0)
+            harness.run(model, TOK, names, folder, batch_size=4, schedule=schedule, max_length=28, bootstrap=0)
             for schedule in (None, ZERO)
         ]
         few = harness.run(model, TOK, ["tiny_*"], include=folder, limit=2, shots=1, bootstrap=10)
@@ -128,10 +132,9 @@ def accuracies(model, schedule):
     return plain / len(QUESTIONS), normed / len(QUESTIONS)
 
 
-def rolling(model, text, schedule=None, room=96):
+def rolling(model, text, schedule=None, room=28):
     """The log-likelihood of a text: full windows, the last one with as much context as fits."""
-    ids, total = [BOS, *encode(text)], 0.0
-    done = 1
+    ids, total, done = [BOS, *encode(text)], 0.0, 1
     while done < len(ids):
         end = min(len(ids), done + room)
         window = ids[max(0, end - room - 1) : end]
@@ -146,14 +149,14 @@ def test_scores_of_lm_eval_are_those_computed_directly(offline, model, which, sc
     assert set(scores) == {"tiny_choice", "tiny_writing", "tiny_text"}
     choice = scores["tiny_choice"]
     assert (choice["acc"], choice["acc_norm"]) == pytest.approx(accuracies(model, schedule))
-    written = [go_on(model, prompt, 12, ["e", "ab"], schedule) for prompt in PROMPTS]
+    written = [go_on(model, prompt, 9, STOPS, schedule) for prompt in PROMPTS]
     right = [text == offline.written[i] and i % 2 == 1 for i, text in enumerate(written)]
     assert scores["tiny_writing"]["exact_match"] == pytest.approx(sum(right) / len(right))
     total = sum(rolling(model, text, schedule) for text in TEXTS)
     size, words = sum(len(text.encode()) for text in TEXTS), sum(len(text.split(" ")) for text in TEXTS)
     assert scores["tiny_text"]["bits_per_byte"] == pytest.approx(-total / size / math.log(2), rel=1e-6)
     assert scores["tiny_text"]["word_perplexity"] == pytest.approx(math.exp(-total / words), rel=1e-5)
-    assert {score["samples"] for score in scores.values()} == {3, 6}
+    assert {score["samples"] for score in scores.values()} == {3, 4, 6}
 
 
 def test_the_memory_matters(offline):
@@ -209,10 +212,10 @@ def test_without_lm_eval(monkeypatch):
 
 # ---------------------------------------------------------------------- the model object
 
-PAIRS = [(q, f" {choice}") for q, choices, _ in QUESTIONS for choice in choices]
+PAIRS = [(q, f" {choice}") for q, choices, _ in QUESTIONS[:3] for choice in choices]
 
 
-@pytest.mark.parametrize("schedule", [None, ut.Interleaved(2), ut.Sequential(), ZERO], ids=str)
+@pytest.mark.parametrize("schedule", [None, ut.Interleaved(2), ut.Sequential()], ids=str)
 def test_log_likelihoods_do_not_depend_on_the_batch(model, schedule):
     alone, together = (
         Recurrent(model, TOK, batch_size=size, schedule=schedule).loglikelihood(requests(*PAIRS)) for size in (1, 7)
@@ -227,7 +230,7 @@ def test_log_likelihoods_do_not_depend_on_the_batch(model, schedule):
 
 def test_likeliest_continuations_are_said_to_be(model):
     lm = Recurrent(model, TOK)
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:2]:
         ids = [BOS, *encode(prompt)]
         best = [*ids]
         for _ in range(3):
@@ -250,7 +253,7 @@ def test_letters_of_a_choice_are_one_run(model, monkeypatch):
 
 def test_where_a_pair_is_cut():
     """lm-eval's own cut, and what it leaves to the model object."""
-    lm, plain = (Recurrent(recurrent(), tokenizer(bos=bos)) for bos in (True, False))
+    lm, plain = (Recurrent(build(), tokenizer(bos=bos)) for bos in (True, False))
     t, h, e, n, a, b = (encode(letter)[0] for letter in "thenab")
     joined, space, en, ab = encode(" t")[0], encode(" ")[0], encode("en")[0], encode("ab")[0]
     assert len({joined, en, ab, space, t}) == 5
@@ -260,7 +263,7 @@ def test_where_a_pair_is_cut():
     assert plain._encode_pair("he", " a") == ([h, e], [space, a])
     assert plain._encode_pair("  ", "a") == ([plain.eot_token_id], [space, space, a])
     assert lm.tok_encode(f"{END}a") == [BOS, a] and lm.tok_encode("a", add_special_tokens=False) == [a]
-    assert Recurrent(recurrent(), TOK, bos=False).tok_encode("a") == [a]
+    assert Recurrent(build(), TOK, bos=False).tok_encode("a") == [a]
 
 
 def test_empty_contexts_and_continuations(model):
@@ -291,17 +294,18 @@ def test_long_contexts_lose_their_start_and_say_so(model):
 def test_rolling_windows(model):
     """Each token once; windows of the model's positions, the last with full context."""
     text = TEXTS[2]
-    for room in (5, 16, 96, 500):
-        found = Recurrent(model, TOK, batch_size=3, max_length=min(room, 96)).loglikelihood_rolling(requests((text,)))
-        assert found == [pytest.approx(rolling(model, text, room=min(room, 96)), rel=1e-7)]
+    assert len(encode(text)) == 29
+    for room in (7, 14, 28, 96):
+        found = Recurrent(model, TOK, batch_size=3, max_length=room).loglikelihood_rolling(requests((text,)))
+        assert found == [pytest.approx(rolling(model, text, room=room), rel=1e-7)]
 
 
 @pytest.mark.parametrize("schedule", [None, ut.Interleaved(2), ZERO], ids=str)
 def test_generation_is_greedy_decoding_row_by_row(model, schedule):
     """In batches of unequal prompts; other schedules read everything anew for each token."""
-    options = {"until": ["e", "ab"], "max_gen_toks": 9}
-    direct = [go_on(model, prompt, 9, options["until"], schedule) for prompt in PROMPTS]
-    assert len(set(direct)) > 3 and max(map(len, direct)) > 3
+    options = {"until": STOPS, "max_gen_toks": 9}
+    direct = [go_on(model, prompt, 9, STOPS, schedule) for prompt in PROMPTS]
+    assert len(set(direct)) > 2 and max(map(len, direct)) > 3
     for size in (1, 4):
         lm = Recurrent(model, TOK, batch_size=size, schedule=schedule)
         assert lm.generate_until(requests(*((prompt, options) for prompt in PROMPTS))) == direct
@@ -309,9 +313,7 @@ def test_generation_is_greedy_decoding_row_by_row(model, schedule):
 
 def test_requests_with_other_options_are_other_batches(model):
     lm = Recurrent(model, TOK)
-    asked = [
-        (p, {"until": [stop], "max_gen_toks": n}) for p, stop, n in zip(PROMPTS, "eeabxz", [3, 9] * 3, strict=True)
-    ]
+    asked = [(p, {"until": [stop], "max_gen_toks": n}) for p, stop, n in zip(PROMPTS, "eexx", [3, 9] * 2, strict=True)]
     direct = [go_on(model, prompt, o["max_gen_toks"], o["until"]) for prompt, o in asked]
     assert lm.generate_until(requests(*asked)) == direct
     with warnings.catch_warnings():
@@ -337,10 +339,9 @@ def test_stop_strings_end_a_row_at_once(model, monkeypatch):
     assert Recurrent(model, special).generate_until(asked) == [free[: free.index(free[3])]]
 
 
-@pytest.mark.parametrize("time", [ut.T2MLR(1, 2)], ids=str)
-def test_memory_of_the_response_alone(time):
+def test_memory_of_the_response_alone():
     """T2MLR's second control flow: what is given takes in no memory."""
-    model = recurrent(time)
+    model = recurrent(time=ut.T2MLR(0, 1))
     lm = Recurrent(model, TOK, memory="response")
     found = lm.loglikelihood(requests(*PAIRS[:4]))
     for (context, continuation), (value, _) in zip(PAIRS[:4], found, strict=True):
@@ -351,12 +352,12 @@ def test_memory_of_the_response_alone(time):
         direct = sum(logits[t - 1, whole[t]].item() for t in range(len(given), len(whole)))
         assert value == pytest.approx(direct, rel=1e-7)
         assert abs(value - sum(log_p(model, whole, len(whole) - len(given)))) > 1e-4
-    options = {"until": ["e"], "max_gen_toks": 6}
+    options = {"until": ["e"], "max_gen_toks": 5}
     texts = lm.generate_until(requests(*((prompt, options) for prompt in PROMPTS)))
     for prompt, text in zip(PROMPTS, texts, strict=True):
         ids = [BOS, *encode(prompt)]
         given = len(ids)
-        while len(ids) < given + 6 and "e" not in TOK.decode(ids[given:]):
+        while len(ids) < given + 5 and "e" not in TOK.decode(ids[given:]):
             mask = torch.tensor([[0] * given + [1] * (len(ids) - given)])
             ids.append(model(torch.tensor([ids]), memory_mask=mask).logits[0, -1].argmax().item())
         assert TOK.decode(ids[given:], skip_special_tokens=True).split("e")[0] == text
