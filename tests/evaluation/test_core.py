@@ -1,23 +1,26 @@
 """CORE on a small bundle: prompts, spans and scores written out by hand; the recurrence is on."""
 
+import io
 import json
 import random
 
 import pytest
 import torch
 from letters import recurrent, tokenizer
+from rich.console import Console
 
 import undertow as ut
+from undertow.cli import benchmarks
 from undertow.evaluation import core
 from undertow.evaluation.harness_model import Recurrent
 
 TOK = tokenizer()
 BOS = TOK.eos_token_id
 CHOICES = [
-    {"query": "q one", "choices": ["ten", "two hens"], "gold": 1},
-    {"query": "q two", "choices": ["a hen", "a man", "two"], "gold": 0},
-    {"query": "q three", "choices": ["go", "ran"], "gold": 1},
-    {"query": "q four", "choices": ["in", "on"], "gold": 0},
+    {"query": "q", "choices": ["ten", "two hens"], "gold": 1},
+    {"query": "r", "choices": ["a hen", "a man", "two"], "gold": 0},
+    {"query": "s", "choices": ["go", "ran"], "gold": 1},
+    {"query": "u", "choices": ["in", "on"], "gold": 0},
 ]
 SCHEMA = [
     {"context_options": ["the hen", "the man"], "continuation": "ran", "gold": 0},
@@ -30,7 +33,7 @@ TEXT = [
     {"context": "x", "continuation": "y z"},
 ]
 BUNDLE = {
-    "pick": ("multiple_choice", CHOICES, 2, "\nso. ", 25.0),
+    "pick": ("multiple_choice", CHOICES, 2, "\n. ", 25.0),
     "who": ("schema", SCHEMA, 1, " ", 50.0),
     "next": ("language_modeling", TEXT, 0, " ", 0.0),
 }
@@ -79,12 +82,12 @@ def shuffled(items):
 def test_prompts_are_the_published_ones(bundle):
     pick, who, following = core.read(bundle)
     assert [task.label for task in (pick, who, following)] == list(BUNDLE)
-    assert list(pick.items) == shuffled(CHOICES) and (pick.delimiter, who.delimiter) == ("\nso. ", " ")
+    assert list(pick.items) == shuffled(CHOICES) and (pick.delimiter, who.delimiter) == ("\n. ", " ")
     for i, item in enumerate(pick.items):
         others = [other for j, other in enumerate(pick.items) if j != i]
         first, second = random.Random(1234 + i).sample(others, 2)
-        shots = "".join(f"{o['query']}\nso. {o['choices'][o['gold']]}\n\n" for o in (first, second))
-        assert core.prompts(pick, i) == [f"{shots}{item['query']}\nso. {choice}" for choice in item["choices"]]
+        shots = "".join(f"{o['query']}\n. {o['choices'][o['gold']]}\n\n" for o in (first, second))
+        assert core.prompts(pick, i) == [f"{shots}{item['query']}\n. {choice}" for choice in item["choices"]]
     for i, item in enumerate(who.items):
         shot = random.Random(1234 + i).sample([other for j, other in enumerate(who.items) if j != i], 1)[0]
         before = f"{shot['context_options'][shot['gold']]} {shot['continuation']}\n\n"
@@ -155,6 +158,11 @@ def test_core_is_what_is_computed_by_hand(bundle, model, schedule):
     assert {score.label: score.centred for score in found.tasks} == pytest.approx(centred)
     assert found.core == pytest.approx(sum(centred.values()) / 3)
     assert json.loads(json.dumps(found.to_dict()))["core"] == found.core
+    with Console(file=io.StringIO(), width=80) as console:
+        console.print(benchmarks.core_table(found))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert lines[0] == ["task", "items", "accuracy", "centred"] and lines[-1] == ["CORE", "10", f"{found.core:.4f}"]
+    assert lines[1] == ["pick", "4", f"{expected['pick']:.4f}", f"{centred['pick']:.4f}"]
 
 
 def test_the_recurrence_is_on(tmp_path, model):
@@ -170,6 +178,17 @@ def test_the_recurrence_is_on(tmp_path, model):
     assert core.run(model, TOK, tmp_path).core == 1.0
     assert core.run(model, TOK, tmp_path, schedule=ut.Sequential()).core == 1.0
     assert core.run(model, TOK, tmp_path, schedule=ut.Jacobi(0)).core < 1.0
+
+
+def test_all_of_a_continuation_must_be_what_the_model_would_write(tmp_path, model):
+    ids = encode("q")
+    for _ in range(2):
+        ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+    first, second = TOK.decode(ids[-2:-1]), TOK.decode(ids[-1:])
+    assert encode(f"q{first}{second}") == ids and not (first + second).isspace() and first != "z" != second
+    items = [{"context": "q", "continuation": text} for text in (first + second, first + "z", "z" + second)]
+    write(tmp_path, {"own": ("language_modeling", items, 0, "", 0.0)})
+    assert core.run(model, TOK, tmp_path).core == pytest.approx(1 / 3)
 
 
 def test_limit_and_long_texts(bundle, model):

@@ -1,5 +1,6 @@
 """lm-eval with the recurrence on: every number equals one computed directly, one request at a time."""
 
+import io
 import json
 import math
 import sys
@@ -8,15 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from letters import END, recurrent, tokenizer
+from letters import BOS, END, TOK, encode, go_on, log_p, recurrent, requests, tokenizer
+from rich.console import Console
 
 import undertow as ut
 from models import build
+from undertow.cli import benchmarks
 from undertow.evaluation import harness, likelihood
 from undertow.evaluation.harness_model import Recurrent
 
-TOK = tokenizer()
-BOS = TOK.eos_token_id
 ZERO = ut.Jacobi(0)  # reads no memory
 QUESTIONS = [
     ("how many", ["ten", "two hens", "a"], 1),
@@ -40,32 +41,6 @@ def without_gradients():
 @pytest.fixture(scope="module")
 def model():
     return recurrent(time=ut.LRT(1))
-
-
-def encode(text):
-    return TOK(text, add_special_tokens=False)["input_ids"]
-
-
-def log_p(model, ids, new, schedule=None):
-    """`log p` of the last `new` tokens, written out; one text, no mask."""
-    logits = model(torch.tensor([ids]), schedule=schedule, use_cache=False).logits[0].log_softmax(-1)
-    return [logits[t - 1, ids[t]].item() for t in range(len(ids) - new, len(ids))]
-
-
-def go_on(model, prompt, count, stops, schedule=None):
-    """Greedy decoding that reads everything anew for each token."""
-    ids = [BOS, *encode(prompt)]
-    given = len(ids)
-    for _ in range(count):
-        ids.append(model(torch.tensor([ids]), schedule=schedule, use_cache=False).logits[0, -1].argmax().item())
-        text = TOK.decode(ids[given:], skip_special_tokens=True)
-        if ids[-1] == TOK.eos_token_id or any(stop in text for stop in stops):
-            break
-    return text[: min(text.find(stop) if stop in text else len(text) for stop in stops)]
-
-
-def requests(*arguments):
-    return [SimpleNamespace(args=args) for args in arguments]
 
 
 # ---------------------------------------------------------------------- through lm-eval itself
@@ -105,15 +80,20 @@ def offline(tmp_path_factory, model):
         output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}",
         metric_list=[metric("bits_per_byte", "bits_per_byte"), metric("word_perplexity", "weighted_perplexity")],
     )  # fmt: skip
-    names = ["tiny_choice", "tiny_writing", str(folder / "tiny_text.yaml")]
+    group = {"group": "tiny_group", "task": ["tiny_choice"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "tiny_group.yaml").write_text(json.dumps(group))
+    names = ["tiny_group", "tiny_w*", str(folder / "tiny_text.yaml")]
+    files, asked = f"{folder}/tiny_choice.yaml,{folder}/tiny_text.yaml", []
+    score = Recurrent.loglikelihood
     with pytest.MonkeyPatch.context() as patch:  # seconds of shell commands that describe the machine
         patch.setattr("torch.utils.collect_env.get_pretty_env_info", str)
         scores = [
             harness.run(model, TOK, names, folder, batch_size=4, schedule=schedule, max_length=28, bootstrap=0)
             for schedule in (None, ZERO)
         ]
-        few = harness.run(model, TOK, ["tiny_*"], include=folder, limit=2, shots=1, bootstrap=10)
-    return SimpleNamespace(folder=folder, recurring=scores[0], without=scores[1], few=few, written=written)
+        patch.setattr(Recurrent, "loglikelihood", lambda lm, given: asked.extend(given) or score(lm, given))
+        few = benchmarks.lm_eval(SimpleNamespace(model=model, tokenizer=TOK), [files], limit=2, shots=1)
+    return SimpleNamespace(recurring=scores[0], without=scores[1], few=few, written=written, asked=asked)
 
 
 def accuracies(model, schedule):
@@ -146,7 +126,8 @@ def rolling(model, text, schedule=None, room=28):
 @pytest.mark.parametrize("which, schedule", [("recurring", ut.Sequential()), ("without", ZERO)])
 def test_scores_of_lm_eval_are_those_computed_directly(offline, model, which, schedule):
     scores = getattr(offline, which)
-    assert set(scores) == {"tiny_choice", "tiny_writing", "tiny_text"}
+    assert set(scores) == {"tiny_group", "tiny_choice", "tiny_writing", "tiny_text"}
+    assert scores["tiny_group"]["acc"] == scores["tiny_choice"]["acc"]
     choice = scores["tiny_choice"]
     assert (choice["acc"], choice["acc_norm"]) == pytest.approx(accuracies(model, schedule))
     written = [go_on(model, prompt, 9, STOPS, schedule) for prompt in PROMPTS]
@@ -166,11 +147,20 @@ def test_the_memory_matters(offline):
     assert abs(bits[0] - bits[1]) > 1e-3 * bits[0]
 
 
-def test_limit_standard_errors_and_names(offline):
-    assert all(score["samples"] == 2 for score in offline.few.values())
+def test_limit_shots_standard_errors_and_the_table(offline):
+    assert {name: score["samples"] for name, score in offline.few.items()} == {"tiny_choice": 2, "tiny_text": 2}
+    assert [request.args[0].count("\n\n") for request in offline.asked] == [1] * 5  # one example before each
     assert offline.few["tiny_choice"]["acc_stderr"] is not None
     assert offline.recurring["tiny_choice"]["acc_stderr"] is None
     assert json.loads(json.dumps(offline.few)) == offline.few
+    with Console(file=io.StringIO(), width=120) as console:
+        console.print(benchmarks.lm_eval_table(offline.few | {"more": {"f,strict": 0.5, "f_stderr,strict": None}}))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    choice, text = offline.few["tiny_choice"], offline.few["tiny_text"]
+    assert lines[0] == ["task", "items", "metric", "value", "standard", "error"]
+    assert lines[1] == ["tiny_choice", "2", "acc", f"{choice['acc']:.4f}", f"{choice['acc_stderr']:.4f}"]
+    assert ["tiny_text", "2", "bits_per_byte", f"{text['bits_per_byte']:.4f}", "-"] in lines
+    assert lines[-1] == ["more", "f,strict", "0.5000", "-"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +170,7 @@ def test_limit_standard_errors_and_names(offline):
         ([], {}, "tasks: name at least one"),
         (["a"], {"include": "/nowhere"}, "/nowhere: no such folder of tasks"),
         (["a"], {"shots": -1}, "shots=-1: must be at least 0"),
+        (["a"], {"limit": 0}, "limit=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(tasks, arguments, line):

@@ -67,8 +67,9 @@ def run(
         raise ValueError(MISSING) from error
     from undertow.evaluation.harness_model import Recurrent
 
-    if shots is not None and shots < 0:
-        raise ValueError(f"shots={shots}: must be at least 0")
+    for name, value, least in (("shots", shots, 0), ("limit", limit, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
     manager, loaded = _load(tasks, include)
     lm = Recurrent(model, tokenizer, batch_size, schedule, precision, memory, bos, max_length, show)
     results = simple_evaluate(
@@ -112,14 +113,16 @@ def _load(tasks: Sequence[str], include: str | Path | None) -> tuple:
         manager = TaskManager(include_path=include)  # reads thousands of files
     for name in named:
         if not manager.match_tasks([name]):
-            raise ValueError(f"task {name!r}: not a task of lm-eval or of {include}; {_near(name, manager.all_tasks)}")
+            where = "lm-eval" if include is None else f"lm-eval or of {include}"
+            raise ValueError(f"task {name!r}: not a task of {where}; {_near(name, manager.all_tasks)}")
     found: list = []
     for name in dict.fromkeys([*manager.match_tasks(named), *files]):
         try:
             loaded = manager.load(name)
         except (OSError, KeyError, ValueError, DatasetsError) as error:
             raise ValueError(f"task {name!r}: cannot be loaded: {one_line(error)}") from error
-        found.extend([loaded["groups"][name]] if name in loaded.get("groups", {}) else loaded["tasks"].values())
+        inner = {child for children in loaded["group_map"].values() for child in children}
+        found.extend([g for key, g in loaded["groups"].items() if key not in inner] or loaded["tasks"].values())
     return manager, found
 
 
