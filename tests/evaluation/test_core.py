@@ -10,7 +10,6 @@ from letters import recurrent, tokenizer
 from rich.console import Console
 
 import undertow as ut
-from undertow.cli import benchmarks
 from undertow.evaluation import core
 from undertow.evaluation.harness_model import Recurrent
 
@@ -159,7 +158,7 @@ def test_core_is_what_is_computed_by_hand(bundle, model, schedule):
     assert found.core == pytest.approx(sum(centred.values()) / 3)
     assert json.loads(json.dumps(found.to_dict()))["core"] == found.core
     with Console(file=io.StringIO(), width=80) as console:
-        console.print(benchmarks.core_table(found))
+        console.print(core.table(found))
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert lines[0] == ["task", "items", "accuracy", "centred"] and lines[-1] == ["CORE", "10", f"{found.core:.4f}"]
     assert lines[1] == ["pick", "4", f"{expected['pick']:.4f}", f"{centred['pick']:.4f}"]

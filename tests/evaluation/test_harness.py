@@ -14,7 +14,6 @@ from rich.console import Console
 
 import undertow as ut
 from models import build
-from undertow.cli import benchmarks
 from undertow.evaluation import harness, likelihood
 from undertow.evaluation.harness_model import Recurrent
 
@@ -83,7 +82,7 @@ def offline(tmp_path_factory, model):
     group = {"group": "tiny_group", "task": ["tiny_choice"], "aggregate_metric_list": [{"metric": "acc"}]}
     (folder / "tiny_group.yaml").write_text(json.dumps(group))
     names = ["tiny_group", "tiny_w*", str(folder / "tiny_text.yaml")]
-    files, asked = f"{folder}/tiny_choice.yaml,{folder}/tiny_text.yaml", []
+    files, asked = [f"{folder}/tiny_choice.yaml", f"{folder}/tiny_text.yaml"], []
     score = Recurrent.loglikelihood
     with pytest.MonkeyPatch.context() as patch:  # seconds of shell commands that describe the machine
         patch.setattr("torch.utils.collect_env.get_pretty_env_info", str)
@@ -92,7 +91,7 @@ def offline(tmp_path_factory, model):
             for schedule in (None, ZERO)
         ]
         patch.setattr(Recurrent, "loglikelihood", lambda lm, given: asked.extend(given) or score(lm, given))
-        few = benchmarks.lm_eval(SimpleNamespace(model=model, tokenizer=TOK), [files], limit=2, shots=1)
+        few = harness.run(model, TOK, files, limit=2, shots=1)
     return SimpleNamespace(recurring=scores[0], without=scores[1], few=few, written=written, asked=asked)
 
 
@@ -154,12 +153,12 @@ def test_limit_shots_standard_errors_and_the_table(offline):
     assert offline.recurring["tiny_choice"]["acc_stderr"] is None
     assert json.loads(json.dumps(offline.few)) == offline.few
     with Console(file=io.StringIO(), width=120) as console:
-        console.print(benchmarks.lm_eval_table(offline.few | {"more": {"f,strict": 0.5, "f_stderr,strict": None}}))
+        console.print(harness.table(offline.few | {"more": {"f,strict": 0.5, "f_stderr,strict": None}}))
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     choice, text = offline.few["tiny_choice"], offline.few["tiny_text"]
-    assert lines[0] == ["task", "items", "metric", "value", "standard", "error"]
-    assert lines[1] == ["tiny_choice", "2", "acc", f"{choice['acc']:.4f}", f"{choice['acc_stderr']:.4f}"]
-    assert ["tiny_text", "2", "bits_per_byte", f"{text['bits_per_byte']:.4f}", "-"] in lines
+    assert lines[0] == ["task", "metric", "items", "value", "standard", "error"]
+    assert lines[1] == ["tiny_choice", "acc", "2", f"{choice['acc']:.4f}", f"{choice['acc_stderr']:.4f}"]
+    assert ["tiny_text", "bits_per_byte", "2", f"{text['bits_per_byte']:.4f}", "-"] in lines
     assert lines[-1] == ["more", "f,strict", "0.5000", "-"]
 
 
@@ -196,7 +195,7 @@ def test_an_unknown_task_is_one_line():
 
 
 def test_without_lm_eval(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(ValueError, match=r"^lm-eval is not installed: pip install 'undertow\[eval\]'$"):
         harness.run(None, TOK, ["a"])
 

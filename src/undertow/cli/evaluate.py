@@ -7,6 +7,7 @@ after the long part. Another one is another line in `evaluate` and another funct
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,13 @@ def evaluate(
     lengths: Annotated[str | None, typer.Option(metavar="N,N,..", help="Also score contexts of N tokens.")] = None,
     shots: Annotated[str | None, typer.Option(metavar="K,K,..", help="Accuracy after K solved examples.")] = None,
     icl: Annotated[bool, typer.Option("--icl", help="Also loss by position, and what context is worth.")] = False,
+    tasks: Annotated[
+        list[str],
+        typer.Option("--tasks", metavar="NAME,..", help="Also tasks of lm-eval, or YAML files of tasks. Repeats."),
+    ] = [],  # noqa: B006
+    include: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder with more tasks for --tasks.")] = None,
+    task_shots: Annotated[int | None, typer.Option(min=0, help="Examples before each item of --tasks.")] = None,
+    core: Annotated[Path | None, typer.Option(metavar="DIR", help="Also CORE: the folder of its bundle.")] = None,
 ) -> None:
     """Measure bits per byte under the training schedule and under true decoding, accuracy on a task, and speed."""
     from undertow.analysis.compare import table
@@ -68,6 +76,8 @@ def evaluate(
         "lengths": _lengths(ready, _numbers("--lengths", lengths, least=2)),
         "shots": _shots(ready, _numbers("--shots", shots, least=0)),
         "icl": _in_context(ready) if icl else None,
+        "lm_eval": _lm_eval(ready, tasks, include, records, task_shots),
+        "core": _core(ready, core, records),
     }
     result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
     out.print(table({folder.name: [result]}))
@@ -95,10 +105,14 @@ class Ready:
         return recipe.load(self.folder, self.overrides)
 
     @cached_property
-    def model(self):
+    def loaded(self):
         from undertow.training import run
 
-        return run.load(self.folder, self.device).model
+        return run.load(self.folder, self.device)
+
+    @property
+    def model(self):
+        return self.loaded.model
 
     @cached_property
     def data(self):
@@ -230,5 +244,39 @@ def _in_context(ready: Ready) -> Later:
         length = ready.recipe.data.seq_len
         found = incontext.in_context(ready.model, ready.documents, ready.data.tokenizer, length, **ready.how)
         return found.to_dict(), incontext.position_table(found)
+
+    return measure
+
+
+def _lm_eval(
+    ready: Ready, names: Sequence[str], include: Path | None, limit: int | None, shots: int | None
+) -> Later | None:
+    asked = [name.strip() for text in names for name in text.split(",") if name.strip()]
+    if not asked:
+        return None
+    from undertow.evaluation import harness
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # defaults that a task leaves open, shots that were asked for
+    tasks = harness.load(asked, include)
+
+    def measure() -> Measured:
+        model, tokenizer = ready.loaded.model, ready.loaded.tokenizer
+        memory = ready.data.encoder.memory  # as it was trained
+        found = harness.score(model, tokenizer, tasks, limit, shots, memory=memory, show=True, **ready.how)
+        return found, harness.table(found)
+
+    return measure
+
+
+def _core(ready: Ready, folder: Path | None, limit: int | None) -> Later | None:
+    if folder is None:
+        return None
+    from undertow.evaluation import core
+
+    core.read(folder)  # what is missing there is said before the long part
+
+    def measure() -> Measured:
+        found = core.run(ready.model, ready.loaded.tokenizer, folder, limit, show=True, **ready.how)
+        return found.to_dict(), core.table(found)
 
     return measure

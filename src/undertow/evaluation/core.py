@@ -19,6 +19,7 @@ import yaml
 
 from undertow.data import check_tokenizer
 from undertow.evaluation import likelihood
+from undertow.evaluation.tables import plain
 from undertow.recipe_sections import one_line
 from undertow.schedules import Schedule
 from undertow.tasks import files
@@ -217,3 +218,13 @@ def _task(folder: Path, listed: Path, entry, meta: Path, baselines: dict, limit:
     if len(items) <= shots:
         raise ValueError(f"{place}: {label}: {len(items)} items: {shots} examples and one item need more")
     return Task(label, kind, tuple(items), shots, entry.get("continuation_delimiter", " "), baseline)
+
+
+def table(found: Core):
+    """A line for every task, and CORE below them."""
+    made = plain("task", "items", "accuracy", "centred", left=1)
+    for score in found.tasks:
+        made.add_row(score.label, f"{score.items:,}", f"{score.accuracy:.4f}", f"{score.centred:.4f}")
+    made.add_section()
+    made.add_row("CORE", f"{sum(score.items for score in found.tasks):,}", "", f"{found.core:.4f}")
+    return made

@@ -7,13 +7,25 @@ true decoding, or under any schedule that is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from undertow.evaluation.tables import plain
 from undertow.recipe_sections import choices, one_line
 from undertow.schedules import Schedule
 
 MISSING = "lm-eval is not installed: pip install 'undertow[eval]'"
+
+Scores = dict[str, dict[str, float | int | None]]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks of lm-eval, found and loaded: its `TaskManager` and its task and group objects."""
+
+    manager: Any
+    found: list
 
 
 def run(
@@ -32,7 +44,7 @@ def run(
     max_length: int | None = None,
     bootstrap: int = 1000,
     show: bool = False,
-) -> dict[str, dict[str, float | int | None]]:
+) -> Scores:
     """Score a model on tasks of lm-eval. Sets the global seeds, as lm-eval does.
 
     Args:
@@ -61,21 +73,37 @@ def run(
         ValueError: lm-eval is not installed, an unknown task, one whose data cannot be had, or a text that does not
             fit the model. One line.
     """
-    try:
-        from lm_eval.evaluator import simple_evaluate
-    except ModuleNotFoundError as error:
-        raise ValueError(MISSING) from error
+    _check(limit, shots)
+    keywords = (limit, shots, batch_size, schedule, precision, memory, chat, bos, max_length, bootstrap, show)
+    return score(model, tokenizer, load(tasks, include), *keywords)
+
+
+def score(
+    model,
+    tokenizer,
+    tasks: Tasks,
+    limit: int | None = None,
+    shots: int | None = None,
+    batch_size: int = 16,
+    schedule: Schedule | None = None,
+    precision: str = "float32",
+    memory: Literal["all", "response"] = "all",
+    chat: bool | None = None,
+    bos: bool = True,
+    max_length: int | None = None,
+    bootstrap: int = 1000,
+    show: bool = False,
+) -> Scores:
+    """`run` on tasks that are loaded already."""
+    from lm_eval.evaluator import simple_evaluate
+
     from undertow.evaluation.harness_model import Recurrent
 
-    for name, value, least in (("shots", shots, 0), ("limit", limit, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    manager, loaded = _load(tasks, include)
-    lm = Recurrent(model, tokenizer, batch_size, schedule, precision, memory, bos, max_length, show)
+    _check(limit, shots)
     results = simple_evaluate(
-        model=lm,
-        tasks=loaded,
-        task_manager=manager,
+        model=Recurrent(model, tokenizer, batch_size, schedule, precision, memory, bos, max_length, show),
+        tasks=tasks.found,
+        task_manager=tasks.manager,
         num_fewshot=shots,
         limit=limit,
         bootstrap_iters=bootstrap,
@@ -83,6 +111,12 @@ def run(
         apply_chat_template=tokenizer.chat_template is not None if chat is None else chat,
     )
     return {name: _flat(values) for name, values in results["results"].items()}
+
+
+def _check(limit: int | None, shots: int | None) -> None:
+    for name, value, least in (("shots", shots, 0), ("limit", limit, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
 
 
 def _flat(values: dict) -> dict[str, float | int | None]:
@@ -94,10 +128,13 @@ def _flat(values: dict) -> dict[str, float | int | None]:
     return flat
 
 
-def _load(tasks: Sequence[str], include: str | Path | None) -> tuple:
-    """lm-eval's `TaskManager` and the task and group objects. Raises ValueError."""
+def load(tasks: Sequence[str], include: str | Path | None = None) -> Tasks:
+    """Find tasks and read their data. Arguments and errors as those of `run`."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ValueError(MISSING) from error
     from datasets.exceptions import DatasetsError
-    from lm_eval.tasks import TaskManager
 
     if include is not None and not Path(include).is_dir():
         raise ValueError(f"{include}: no such folder of tasks")
@@ -123,9 +160,27 @@ def _load(tasks: Sequence[str], include: str | Path | None) -> tuple:
             raise ValueError(f"task {name!r}: cannot be loaded: {one_line(error)}") from error
         inner = {child for children in loaded["group_map"].values() for child in children}
         found.extend([g for key, g in loaded["groups"].items() if key not in inner] or loaded["tasks"].values())
-    return manager, found
+    return Tasks(manager, found)
 
 
 def _near(name: str, known: list[str]) -> str:
     said = choices(name, known)
     return said if len(known) <= 20 else said.split("allowed:")[0] + f"{len(known)} are known"
+
+
+def table(scores: Scores):
+    """A line for every metric of every task."""
+    made = plain("task", "metric", "items", "value", "standard error", left=2)
+    for task, values in scores.items():
+        for name, value in values.items():
+            title, comma, kind = name.partition(",")
+            if name == "samples" or title.endswith("_stderr"):
+                continue
+            error = values.get(f"{title}_stderr{comma}{kind}")
+            items = f"{values['samples']:,}" if "samples" in values else ""
+            made.add_row(task, name, items, _number(value), _number(error))
+    return made
+
+
+def _number(value: float | str | None) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "-" if value is None else str(value)
