@@ -1,7 +1,7 @@
 """From the runs of comparisons to what is kept of them: `python comparisons/report.py [NAME...]`.
 
 Reads runs/comparisons/NAME/table.json (what `undertow compare comparisons/NAME.yaml --out runs/comparisons/NAME` left,
-finished or not), writes comparisons/results/NAME.json, and sets the tables in docs/results.md between their marks.
+finished or not), writes comparisons/results/NAME.json (and NAME.png, of a task: accuracy by difficulty), and sets the tables in docs/results.md between their marks.
 Differences are taken seed by seed: against the baseline trained on as many tokens, and against the one trained with as
 many FLOPs (within a percent).
 """
@@ -46,7 +46,7 @@ def keep(runs: Path, name: str) -> dict | None:
         for result in results:  # the texts that were looked at are not kept
             for found in (result.get("accuracy") or {}).values():
                 if isinstance(found, dict):
-                    found.pop("samples", None)
+                    found.pop("shown", None)
     command = f"undertow compare comparisons/{name}.yaml --out runs/comparisons/{name}"
     return {"command": command, "models": models}
 
@@ -118,7 +118,35 @@ def table(kept: dict) -> str:
 def score(result: dict) -> float | None:
     """The accuracy over all test records, as `undertow eval` reports it first."""
     found = result.get("accuracy")
-    return None if not found else found["exact"]["accuracy"]
+    return None if not found else found.get("generated", found["exact"])["accuracy"]
+
+
+def draw(kept: dict, path: Path) -> None:
+    """Accuracy by difficulty, a line a model: the mean over the seeds, and all seeds between the edges of its band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, found in kept["models"].items():
+        by_bucket: dict[int, list[float]] = {}
+        unit = ""
+        for one in found:
+            way = one.get("accuracy") or {}
+            for bucket in way.get("generated", way.get("exact", {})).get("buckets", []):
+                number, unit = (re.search(r"\d+", bucket["name"]), re.sub(r"\d+", "", bucket["name"]).strip())
+                by_bucket.setdefault(int(number[0]), []).append(bucket["accuracy"])
+        if by_bucket:
+            x = sorted(by_bucket)
+            axes.plot(x, [statistics.mean(by_bucket[n]) for n in x], label=name, linewidth=1.4)
+            axes.fill_between(x, [min(by_bucket[n]) for n in x], [max(by_bucket[n]) for n in x], alpha=0.2)
+            axes.set_xlabel(unit)
+    axes.set_ylabel("share of problems solved")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
 
 
 def fill(text: str, results: Path) -> str:
@@ -142,6 +170,8 @@ def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons"
         if kept is not None:
             (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
             print(f"\n{name}\n{table(kept)}")
+            if any("accuracy" in one for found in kept["models"].values() for one in found):
+                draw(kept, HERE / "results" / f"{name}.png")
     if PAGE.exists():
         PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))
 
