@@ -1,9 +1,9 @@
 """From the runs of comparisons to what is kept of them: `python comparisons/report.py [NAME...]`.
 
 Reads runs/comparisons/NAME/table.json (what `undertow compare comparisons/NAME.yaml --out runs/comparisons/NAME` left,
-finished or not), writes comparisons/results/NAME.json (and NAME.png, of a task: accuracy by difficulty), and sets the tables in docs/results.md between their marks.
-Differences are taken seed by seed: against the baseline trained on as many tokens, and against the one trained with as
-many FLOPs (within a percent).
+finished or not), writes comparisons/results/NAME.json (and NAME.png, accuracy by difficulty, of a task), and sets the
+tables in docs/results.md between their marks. Differences are taken seed by seed: against the baseline trained on as
+many tokens, and against the one trained with as many FLOPs (within a percent).
 """
 
 from __future__ import annotations
