@@ -150,7 +150,10 @@ class Data(Section):
 
     @field_serializer("source")
     def _plain(self, value):
-        return value if isinstance(value, str | tuple) else value.to_dict()
+        if isinstance(value, str | tuple):
+            return value
+        plain = value.to_dict()
+        return plain["path"] if plain["task"] == "Folder" else plain  # a prepared folder is named by its path
 
     @model_validator(mode="after")
     def _use(self):
