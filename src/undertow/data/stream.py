@@ -18,7 +18,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,8 @@ class Chunks:
             if stream is not None and before is not None:
                 stream.load_state_dict(before.state)
             source = self.task.records(self.split) if stream is None else _each(stream)
+            if isinstance(source, Generator):  # closed before the modules go that its files need
+                weakref.finalize(self, source.close)
             skipped = before.records if before is not None and stream is None else 0
             self._reading = (os.getpid(), number, stream, itertools.islice(source, skipped, None))
         _, _, stream, iterator = self._reading
