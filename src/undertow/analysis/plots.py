@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def scaling(
             panel.errorbar(
                 [point[key] for point in points],
                 [point["mean"] for point in points],
-                yerr=[point["deviation"] or 0.0 for point in points],
+                yerr=[math.nan if point["deviation"] is None else point["deviation"] for point in points],
                 marker="o",
                 markersize=4,
                 linewidth=1.4,

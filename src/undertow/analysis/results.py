@@ -26,6 +26,14 @@ COST = (  # what is known before training
     ("effective\ncompute", compare.number("effective_compute", "{:.4g}".format)),
 )
 COLUMNS = (*COST, *compare.COLUMNS[4:])
+_FILES = (
+    "params",
+    "evals/\ntoken",
+    "steps",
+    "multi-\nplier",
+    "tokens/s\ntrain",
+    "tokens/s\ngenerate",
+)  # not on a terminal
 
 
 def rows(plan: Plan, folder: Path) -> list[dict[str, Any]]:
@@ -75,13 +83,18 @@ def write(plan: Plan, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: Sequence[Mapping]) -> Table:
-    """Finished runs, those that differ in nothing but the seed as mean ± standard deviation."""
+def table(found: Sequence[Mapping], short: bool = False) -> Table:
+    """Finished runs, those that differ in nothing but the seed as mean ± standard deviation.
+
+    Args:
+        short: leave out what a terminal has no room for.
+    """
     groups: dict[str, list[dict]] = {}
     for row in found:
         if row["state"] == "finished":
             groups.setdefault(row["group"], []).append(row["result"])
-    return compare.table(groups, COLUMNS, "run")
+    columns = [column for column in COLUMNS if not (short and column[0] in _FILES)]
+    return compare.table(groups, columns, "run")
 
 
 def costs(runs: Mapping[str, Sequence[dict]]) -> Table:

@@ -29,7 +29,8 @@ def curves(rows: Sequence[Mapping], measure: str = "bits_true") -> dict[str, lis
     """One curve a model: its points in the order of their budgets.
 
     Args:
-        rows: of `analysis.results`; only finished runs with tokens per parameter among their results count.
+        rows: of `analysis.results`; runs that were not swept over tokens per parameter, are not finished or were not
+            measured so are left out.
         measure: one of `MEASURES`.
 
     Returns:
@@ -39,7 +40,7 @@ def curves(rows: Sequence[Mapping], measure: str = "bits_true") -> dict[str, lis
     key = "training.tokens_per_parameter"
     points: dict[str, dict[float, list[Mapping]]] = {}
     for row in rows:
-        if row["state"] == "finished" and key in row["swept"]:
+        if row["state"] == "finished" and key in row["swept"] and measure in row["result"]:
             points.setdefault(row["curve"], {}).setdefault(row["swept"][key], []).append(row["result"])
     return {
         name: [_point(ratio, found, measure) for ratio, found in sorted(budgets.items())]

@@ -40,7 +40,7 @@ def sweep(
     out.print(f"[bold]{plan.name}[/]: {len(plan.runs)} runs in {folder}", soft_wrap=True)
     with progress(out) as bars:
         found = sweeps.run(plan, folder, _Board(bars, folder, len(plan.runs)), workers, device)
-    out.print(results.table(found))
+    out.print(results.table(found, short=True))
     failed = results.failures(found)
     for line in failed:
         out.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

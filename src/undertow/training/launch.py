@@ -25,8 +25,9 @@ from filelock import FileLock, Timeout
 from undertow.data import cache
 
 State = Literal["finished", "failed", "held", "open"]
+ENDS: dict[State, str] = {"finished": "result.json", "failed": "failed.json"}
 HELD = 75  # exit status of a worker that found its run taken (sysexits' EX_TEMPFAIL)
-POLL = 0.2  # seconds
+POLL, SLURM_POLL = 0.2, 5.0  # seconds
 
 
 class Watch(Protocol):
@@ -44,10 +45,9 @@ class Watch(Protocol):
 
 def state(place: Path) -> State:
     """How far the run in a folder is; `held`: some process is working on it."""
-    if (place / "result.json").exists():
-        return "finished"
-    if (place / "failed.json").exists():
-        return "failed"
+    for name, end in ENDS.items():
+        if (place / end).exists():
+            return name
     try:
         with FileLock(place / "lock").acquire(blocking=False):
             return "open"
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def work(place: Path, device: str = "auto", threads: int | None = None) -> None:
-    """Train the run in `place` (its `recipe.yaml`), or go on with it, unless another process does.
+    """Train the run in `place` (its `recipe.yaml`), or go on with it, unless another process does or has done so.
 
     Raises:
         Timeout: another process holds it.
@@ -75,6 +75,8 @@ def work(place: Path, device: str = "auto", threads: int | None = None) -> None:
     lock = FileLock(place / "lock")
     with lock.acquire(timeout=5):  # longer than `state` takes to look
         (place / "lock").write_text(f"{os.getpid()} on {socket.gethostname()}\n")
+        if any((place / end).exists() for end in ENDS.values()):  # while this one waited for the lock
+            return
         try:
             import torch
 
@@ -141,7 +143,6 @@ def slurm(
     device: str,
     threads: int | None,
     watch: Watch,
-    poll: float = 5.0,
 ) -> None:
     """Work on all runs as jobs of submitit, and wait until each has finished or failed.
 
@@ -188,7 +189,7 @@ def slurm(
                 over.add(name)
         return held
 
-    _until_settled(places, tend, watch, poll)
+    _until_settled(places, tend, watch, SLURM_POLL)
 
 
 Tend = Callable[[Sequence[str], Sequence[str]], Sequence[str]]
@@ -266,6 +267,9 @@ def _holder(place: Path) -> str:
 
 def _main(place: str, device: str, threads: str) -> int:
     _die_with_parent()
+    from undertow.cli.console import quiet
+
+    quiet()  # people read the log
     try:
         work(Path(place), device, int(threads))
     except Timeout:
