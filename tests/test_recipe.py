@@ -10,7 +10,8 @@ from undertow.methods import METHODS
 from undertow.recipe import Recipe, RecipeError
 from undertow.schedules import SCHEDULES, Cyclic
 
-SHIPPED = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = Path(__file__).parents[1] / "recipes"
+SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "sweeps")  # those: test_sweep.py
 BACKBONE = {"family": "llama", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 
 

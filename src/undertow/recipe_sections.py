@@ -182,11 +182,16 @@ class RecurrentWeight(Section):
 
 
 class Training(Section):
-    """How it is trained. The first of `max_steps`, `max_tokens` and `max_flops` that is reached ends training."""
+    """How it is trained. The first limit that is reached ends training.
+
+    Limits: `max_steps`, `max_tokens`, `max_flops`, and `tokens_per_parameter`, which is so many tokens for every
+    parameter of `undertow.training.budget.scaling_parameters`.
+    """
 
     max_steps: Positive | None = None
     max_tokens: Annotated[float, Field(gt=0)] | None = None
     max_flops: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_parameter: Annotated[float, Field(gt=0)] | None = None
     batch_size: Positive = 16
     accumulation: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -1,9 +1,10 @@
 """Several models at one budget, on the same data in the same order: a table, a plot, a sample of each.
 
 A comparison file is a recipe whose sections all models share, with `models` (a list of `name` and the sections that
-differ), `budget` (one of `flops`, `tokens`, `steps`: what the first model gets) and, if not one, `seeds`. With
-`match: flops` (the default) every other model gets the first one's training FLOPs. A model with `flops_of: NAME` gets
-the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at equal FLOPs.
+differ), `budget` (one of `flops`, `tokens`, `steps`, `tokens_per_parameter`: what the first model gets) and, if not
+one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs. A model with
+`flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at
+equal FLOPs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from undertow.recipe import Recipe, RecipeError, Section, translate
 if TYPE_CHECKING:
     from undertow.training.progress import Bars
 
-LIMITS = {"flops": "max_flops", "tokens": "max_tokens", "steps": "max_steps"}
+LIMITS = {
+    "flops": "max_flops",
+    "tokens": "max_tokens",
+    "steps": "max_steps",
+    "tokens_per_parameter": "tokens_per_parameter",
+}
 SECTIONS = ("backbone", "data", "training", "evaluation")  # merged key by key; the others are replaced
 
 
@@ -34,7 +40,8 @@ class Budget(Section):
     flops: Annotated[float, Field(gt=0)] | None = None
     tokens: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
-    match: Literal["flops", "tokens", "steps"] = "flops"
+    tokens_per_parameter: Annotated[float, Field(gt=0)] | None = None
+    match: Literal["flops", "tokens", "steps", "tokens_per_parameter"] = "flops"
 
     @property
     def given(self) -> tuple[str, float]:
@@ -58,11 +65,12 @@ class Comparison:
     seeds: tuple[int, ...] = field(default=(0,))
     flops_of: Mapping[str, str] = field(default_factory=dict)
 
-    def limit(self, row_flops: float) -> dict[str, float]:
+    def limit(self, row_flops: float, parameters: int | None = None) -> dict[str, float]:
         """The limit of every model, as a value of `training`.
 
         Args:
             row_flops: training FLOPs of one row of the first model.
+            parameters: its `training.budget.scaling_parameters`, where tokens per parameter are given or matched.
         """
         from undertow.training.budget import steps_for
 
@@ -71,8 +79,11 @@ class Comparison:
         if unit == self.budget.match:
             return {LIMITS[unit]: amount}
         rows, seq_len = first.training.batch_size * first.training.accumulation, first.data.seq_len
-        steps = steps_for(first.training.model_copy(update={LIMITS[unit]: amount}), row_flops, seq_len)
-        amounts = {"steps": steps, "tokens": float(steps * rows * seq_len), "flops": steps * rows * row_flops}
+        steps = steps_for(first.training.model_copy(update={LIMITS[unit]: amount}), row_flops, seq_len, 1, parameters)
+        tokens = float(steps * rows * seq_len)
+        amounts = {"steps": steps, "tokens": tokens, "flops": steps * rows * row_flops}
+        if parameters is not None:
+            amounts["tokens_per_parameter"] = tokens / parameters
         return {LIMITS[self.budget.match]: amounts[self.budget.match]}
 
 
@@ -171,7 +182,8 @@ def run(
 
     first = next(iter(plan.recipes.values()))
     data = runs.open_data(first)
-    limit = plan.limit(budget.flops_per_row(runs.build_model(first, data.tokenizer), first.data.seq_len))
+    model = runs.build_model(first, data.tokenizer)
+    limit = plan.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model))
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
     folders: dict[str, list[Path]] = {name: [] for name in plan.recipes}
     for seed in plan.seeds:
@@ -232,18 +244,29 @@ def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str
     (folder / "samples.md").write_text("".join(text))
 
 
-def table(results: Mapping[str, Sequence[dict]]) -> Table:
-    """What was measured, a model a row; several seeds as mean ± standard deviation."""
+Cell = Callable[[Sequence[dict]], str]
+
+
+def table(
+    results: Mapping[str, Sequence[dict]], columns: Sequence[tuple[str, Cell]] | None = None, first: str = "model"
+) -> Table:
+    """What was measured, a model a row; several seeds as mean ± standard deviation.
+
+    Args:
+        columns: titles, and what is written of the results of one row; None: `COLUMNS`.
+        first: title of the names.
+    """
+    columns = COLUMNS if columns is None else columns
     made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    made.add_column("model")
-    for title, _ in COLUMNS:
+    made.add_column(first, overflow="fold")
+    for title, _ in columns:
         made.add_column(title, justify="right")
     for name, found in results.items():
-        made.add_row(*_row(name, found))
+        made.add_row(name, *(cell(found) for _, cell in columns))
     return made
 
 
-def _number(key: str, write: Callable[[float], str]) -> Callable[[Sequence[dict]], str]:
+def number(key: str, write: Callable[[float], str]) -> Cell:
     """A cell: the mean of one number over the seeds (± its deviation, if they differ)."""
 
     def cell(found: Sequence[dict]) -> str:
@@ -264,15 +287,15 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-COLUMNS: tuple[tuple[str, Callable], ...] = (
-    ("params", _number("parameters", _short)),
-    ("evals/\ntoken", _number("layer_evaluations", "{:.4g}".format)),
-    ("train\nFLOPs", _number("training_flops", "{:.2e}".format)),
-    ("train\ntokens", _number("tokens", _short)),
-    ("bits/byte\ntrained", _number("bits_training", "{:.4f}".format)),
-    ("bits/byte\ndecoded", _number("bits_true", "{:.4f}".format)),
-    ("tokens/s\ntrain", _number("training_tokens_per_second", "{:,.0f}".format)),
-    ("tokens/s\ngenerate", _number("generation_tokens_per_second", "{:,.0f}".format)),
+COLUMNS: tuple[tuple[str, Cell], ...] = (
+    ("params", number("parameters", _short)),
+    ("evals/\ntoken", number("layer_evaluations", "{:.4g}".format)),
+    ("train\nFLOPs", number("training_flops", "{:.2e}".format)),
+    ("train\ntokens", number("tokens", _short)),
+    ("bits/byte\ntrained", number("bits_training", "{:.4f}".format)),
+    ("bits/byte\ndecoded", number("bits_true", "{:.4f}".format)),
+    ("tokens/s\ntrain", number("training_tokens_per_second", "{:,.0f}".format)),
+    ("tokens/s\ngenerate", number("generation_tokens_per_second", "{:,.0f}".format)),
 )
 
 

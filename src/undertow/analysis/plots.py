@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,4 +43,39 @@ def curves(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path)
+
+
+def scaling(
+    models: Mapping[str, Sequence[Mapping]], path: Path, axes: Mapping[str, str], y: str, title: str = ""
+) -> None:
+    """Draw one curve a model against each of `axes` (key of a point: its label), a panel each, and write a PNG.
+
+    Args:
+        models: name -> points with the keys of `axes`, `mean` and `deviation` (None: no error bar).
+        y: label of the means.
+    """
+    figure = Figure(figsize=(5.5 * len(axes), 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, (key, label) in zip(panels, axes.items(), strict=True):
+        for number, (name, points) in enumerate(models.items()):
+            panel.errorbar(
+                [point[key] for point in points],
+                [point["mean"] for point in points],
+                yerr=[math.nan if point["deviation"] is None else point["deviation"] for point in points],
+                marker="o",
+                markersize=4,
+                linewidth=1.4,
+                capsize=3,
+                color=f"C{number % 10}",
+                linestyle="-" if number < 10 else "--",
+                label=name,
+            )
+        panel.set_xscale("log")
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel(y)
+    panels[0].legend()
+    figure.suptitle(title)
     figure.savefig(path)

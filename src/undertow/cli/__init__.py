@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from undertow.cli import check, compare, data, evaluate, generate, import_, show, train
+from undertow.cli import check, compare, data, evaluate, generate, import_, show, sweep, train
 from undertow.cli.console import errors, out
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("show")(show.show)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("check")(check.check)

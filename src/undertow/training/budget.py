@@ -1,12 +1,22 @@
-"""What a step costs and how many steps a budget buys. The one place that asks `analysis.flops`."""
+"""What a step costs and how many steps a budget buys. The one place that asks `analysis.flops`.
+
+Two measures of the compute of a training run stand side by side. `training_flops` is exact for what is executed.
+*Effective compute* is how the LRT paper puts models on one axis: tokens per parameter times the token-compute
+multiplier of the schedule. It leaves out what mixers and projections of the memory cost, masked attention, the
+backward's own share (cut gradients, the adjoint's products) and that models differ in size.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
+from torch import nn
+
+from undertow import plan
 from undertow.analysis import label
-from undertow.recipe import RecipeError, Training
-from undertow.schedules import Converge, Cyclic, Schedule
+from undertow.recipe import Recipe, RecipeError, Training
+from undertow.schedules import Converge, Cyclic, Jacobi, Schedule
 
 
 def flops_per_row(model, seq_len: int, schedule: Schedule | None = None) -> float:
@@ -15,26 +25,69 @@ def flops_per_row(model, seq_len: int, schedule: Schedule | None = None) -> floa
     `Converge` costs what the data need, so where there is a memory it is counted as `ROUNDS` cyclic rounds, with a
     warning.
     """
-    from undertow.analysis.flops import ROUNDS, training_flops
+    from undertow.analysis.flops import training_flops
 
     schedule = model.schedule if schedule is None else schedule
-    if isinstance(schedule, Converge) and model.program.memories:
-        counted = Cyclic(schedule.G, ROUNDS, adjoint=schedule.adjoint)
+    counted = _countable(model, schedule)
+    if counted is not schedule:
         warnings.warn(
             f"{label(schedule)} costs what the data need; FLOPs are counted as of {label(counted)}", stacklevel=2
         )
-        schedule = counted
-    return float(training_flops(model, seq_len, schedule))
+    return float(training_flops(model, seq_len, counted))
 
 
-def steps_for(limits: Training, flops_row: float, seq_len: int, processes: int = 1) -> int:
+def token_compute_multiplier(model, seq_len: int, schedule: Schedule | None = None) -> float:
+    """Evaluations of a block per token of training, over the number of blocks: how often a weight meets a token.
+
+    1 for a plain model, 2 under Interleaved, K + 1 under Jacobi(K) over all layers (less where the span is part of
+    them); a layer visited twice counts twice. Blocks count alike whatever their size, forward passes only.
+
+    Args:
+        schedule: None is the model's training schedule; `Converge` is counted as in `flops_per_row`.
+    """
+    from undertow.analysis.flops import layer_evaluations
+
+    schedule = _countable(model, model.schedule if schedule is None else schedule)
+    each: list[Schedule] = [schedule]
+    if isinstance(schedule, Jacobi) and schedule.sample:
+        each = [dataclasses.replace(schedule, K=k, sample=None) for k in schedule.sample]
+    blocks = {step.block for step in model.program.steps} - {plan.NORM}
+    return sum(layer_evaluations(model, seq_len, one) for one in each) / len(each) / len(blocks)
+
+
+def _countable(model, schedule: Schedule) -> Schedule:
+    """The schedule whose cost stands for that of `schedule`: another one only where that depends on the data."""
+    from undertow.analysis.flops import ROUNDS
+
+    if isinstance(schedule, Converge) and model.program.memories:
+        return Cyclic(schedule.G, ROUNDS, adjoint=schedule.adjoint)
+    return schedule
+
+
+def scaling_parameters(model) -> int:
+    """The parameters that `tokens_per_parameter` counts: numbers in matrices that a token is multiplied by.
+
+    Those of layers, extra blocks, mixers and projections of the memory, each once however often it is visited, and
+    the LM head (also where it is the embedding table). Left out are tables that are looked up (embeddings, positions,
+    value embeddings), and vectors. For a nanochat-style model this is nanochat's and LRT's count: block matrices, LM
+    head, memory maps. So at the same ratio a model with maps of its own gets more tokens than its baseline.
+    """
+    head = model.get_output_embeddings().weight
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {id(head)}
+    return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in tables)
+
+
+def steps_for(
+    limits: Training, flops_row: float, seq_len: int, processes: int = 1, parameters: int | None = None
+) -> int:
     """Optimiser steps until the first limit of the recipe is reached, rounded to the nearest, at least 1.
 
     Args:
-        limits: at least one of its `max_steps`, `max_tokens` and `max_flops` must be given.
+        limits: at least one of its `max_steps`, `max_tokens`, `max_flops` and `tokens_per_parameter` must be given.
         flops_row: training FLOPs of one row.
         seq_len: tokens of one row.
         processes: how many train in parallel.
+        parameters: `scaling_parameters` of the model; needed for `tokens_per_parameter` only.
 
     Raises:
         RecipeError: no limit.
@@ -47,8 +100,11 @@ def steps_for(limits: Training, flops_row: float, seq_len: int, processes: int =
         bought.append(round(limits.max_tokens / (rows * seq_len)))
     if limits.max_flops is not None:
         bought.append(round(limits.max_flops / (rows * flops_row)))
+    if limits.tokens_per_parameter is not None:
+        assert parameters is not None, "tokens_per_parameter needs the model's scaling_parameters"
+        bought.append(round(limits.tokens_per_parameter * parameters / (rows * seq_len)))
     if not bought:
-        raise RecipeError("training: needs one of max_steps, max_tokens, max_flops")
+        raise RecipeError("training: needs one of max_steps, max_tokens, max_flops, tokens_per_parameter")
     return max(1, min(bought))
 
 
@@ -57,3 +113,24 @@ def evaluations_per_token(model) -> float:
     from undertow.analysis.flops import layer_evaluations
 
     return layer_evaluations(model)
+
+
+def on_meta(recipe: Recipe):
+    """The model of a recipe without weights, to be counted: its data are not opened, no weights are read.
+
+    Its vocabulary is that of `data.tokenizer`, else `data.vocab_size` (a tokenizer that is trained may have fewer).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from undertow.data import load_tokenizer
+    from undertow.model import wrap
+    from undertow.training.run import build_model
+
+    base = recipe.backbone
+    tokenizer = None if recipe.data.tokenizer is None else load_tokenizer(recipe.data.tokenizer)
+    with torch.random.fork_rng([]), torch.device("meta"):
+        if base.pretrained is None:
+            return build_model(recipe, tokenizer)
+        config = AutoConfig.from_pretrained(base.pretrained, revision=base.revision)
+        return wrap(AutoModelForCausalLM.from_config(config), recipe.depth, recipe.time, recipe.schedule)

@@ -221,7 +221,7 @@ def train(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     row_flops = budget.flops_per_row(model, seq_len)
     rows = settings.batch_size * settings.accumulation * processes
-    steps = budget.steps_for(settings, row_flops, seq_len, processes)
+    steps = budget.steps_for(settings, row_flops, seq_len, processes, budget.scaling_parameters(model))
     read = data.train.head(steps * rows) if recipe.data.stream else data.train
     curve_rows = data.validation.head(recipe.evaluation.rows or len(data.validation))
 
@@ -277,15 +277,25 @@ def train(
 
 
 def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> dict:
-    """What the run was: sizes and cost. FLOPs are of all training, `layer_evaluations` of one token when decoding."""
+    """What the run was: sizes and cost. FLOPs are of all training, `layer_evaluations` of one token when decoding.
+
+    `effective_compute` is tokens per (scaling) parameter times the schedule's multiplier; `training.budget` says how
+    both are counted.
+    """
+    tokens, scaling = steps * rows * recipe.data.seq_len, budget.scaling_parameters(model)
+    multiplier = budget.token_compute_multiplier(model, recipe.data.seq_len)
     return {
         "name": recipe.name,
         "seed": recipe.seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "scaling_parameters": scaling,
         "layer_evaluations": budget.evaluations_per_token(model),
         "schedule": label(model.schedule),
         "steps": steps,
-        "tokens": steps * rows * recipe.data.seq_len,
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / scaling,
+        "token_compute_multiplier": multiplier,
+        "effective_compute": tokens / scaling * multiplier,
         "training_flops": steps * rows * row_flops,
     }
 
