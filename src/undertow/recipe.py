@@ -237,7 +237,9 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
         allowed = list(section.model_fields)
         return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"
     if first["type"] == "literal_error":
-        allowed = list(typing.get_args(section.model_fields[keys[-1]].annotation))
+        annotation = section.model_fields[keys[-1]].annotation  # the words, or the words or None
+        literals = [a for a in (annotation, *typing.get_args(annotation)) if typing.get_origin(a) is typing.Literal]
+        allowed = [word for literal in literals for word in typing.get_args(literal)]
         return f"{dotted}: {first['input']!r} is not allowed; {choices(first['input'], allowed)}"
     return f"{dotted}: missing" if first["type"] == "missing" else f"{dotted}: {first['input']!r}: {_said(first)}"
 

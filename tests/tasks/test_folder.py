@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from undertow.recipe import RecipeError
-from undertow.tasks import SPLITS, TASKS, Example, Generated, Tags
+from undertow.recipe import Recipe, RecipeError
+from undertow.tasks import S5, SPLITS, TASKS, Example, Generated, Tags
 from undertow.tasks.fineweb import FineWeb
 from undertow.tasks.folder import Folder, is_folder, write
 from undertow.tasks.parse import open_source, parse
@@ -264,3 +264,11 @@ def test_a_source_is_a_task_a_folder_of_one_or_text(tmp_path, monkeypatch):
     assert [open_source(value) for value in text] == [None] * len(text)
     with pytest.raises(RecipeError, match="'Sams' is unknown"):
         open_source("Sams(top=9)")
+
+
+def test_a_recipe_keeps_the_folder(tmp_path):
+    write(S5(train=8, validation=2, test=2, actions=2), tmp_path / "s5")
+    backbone = {"family": "llama", "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    read = Recipe.parse({"backbone": backbone, "data": {"source": str(tmp_path / "s5")}})
+    assert Recipe.parse(read.to_dict()) == read
+    assert list(read.data.source.records("test")) == list(S5(train=8, validation=2, test=2, actions=2).records("test"))
