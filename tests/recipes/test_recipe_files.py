@@ -19,7 +19,7 @@ from undertow.data.corpus import Document
 from undertow.recipe import Recipe
 from undertow.tasks import TASKS
 from undertow.tasks.parse import mapping
-from undertow.training import optimisers, run
+from undertow.training import optimisers, run, sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
@@ -83,6 +83,14 @@ def test_every_recipe_begins_with_what_it_is(file):
     assert text.startswith("# ")
     for word in ("# Source: ", "# Expected", "# Hardware: ", "# Differs: ") if file in PUBLISHED else ():
         assert word in text, f"{file} lacks {word}"
+
+
+def test_sweeps_hold_every_row_of_the_table_and_every_twin():
+    table = sweep.load(ROOT / "recipes" / "sweeps" / "ilr_small.yaml")
+    assert len(table.runs) == 11 * 4
+    assert {one.model for one in table.runs.values()} == {f.stem for f in PUBLISHED if str(f).startswith("ilr/small_")}
+    twins = set(re.findall(r"`small/(\w+)\.yaml` \|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE))
+    assert set(sweep.load(ROOT / "recipes" / "sweeps" / "twins.yaml").runs) == twins
 
 
 PARAMETERS = {  # counted on the published code, or printed by it
