@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from transformers import AutoConfig
 
 from undertow import recipe as recipes
 from undertow.analysis import compare
 from undertow.analysis.show import plain
+from undertow.backbone.known import KNOWN
 from undertow.data import collate, train_tokenizer
 from undertow.data.corpus import Document
 from undertow.recipe import Recipe
@@ -29,34 +28,15 @@ FILES = sorted(
 )
 PUBLISHED = [file for file in FILES if file.parent.name != "small"]
 
-LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-HUB = {  # what the hub says of the pretrained models, for tests without it
-    "HuggingFaceTB/SmolLM2-135M": LLAMA | dict(zip(SIZES, (576, 1536, 30, 9, 3), strict=True)) | {"vocab_size": 49152},
-    "HuggingFaceTB/SmolLM2-360M": LLAMA | dict(zip(SIZES, (960, 2560, 32, 15, 5), strict=True)) | {"vocab_size": 49152},
-    "meta-llama/Llama-3.2-1B-Instruct": LLAMA
-    | dict(zip(SIZES, (2048, 8192, 16, 32, 8), strict=True))
-    | {"vocab_size": 128256},
-    "Qwen/Qwen2.5-0.5B": {"model_type": "qwen2", "tie_word_embeddings": True, "vocab_size": 151936}
-    | dict(zip(SIZES, (896, 4864, 24, 14, 2), strict=True)),
-}
-
 loaded = functools.cache(lambda file: recipes.load(ROOT / "recipes" / file))
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    def from_pretrained(name, **_):
-        return AutoConfig.for_model(**HUB[name] | {"max_position_embeddings": 8192})
-
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
 
 
 # ---------------------------------------------------------------------- what they say
 
 
+@pytest.mark.filterwarnings("ignore:.*published sizes")  # no hub in tests
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_recipe_is_shown(file, hub):
+def test_every_recipe_is_shown(file):
     recipe = loaded(file)
     shown = plain(recipe, width=200)
     assert shown.startswith(recipe.name) and "block evaluations per token" in shown
@@ -193,8 +173,8 @@ def cut(recipe: Recipe, sources) -> Recipe:
     values = copy.deepcopy(recipe.to_dict())
     backbone = values["backbone"]
     if recipe.backbone.pretrained is not None:
-        backbone = {key: value for key, value in HUB[recipe.backbone.pretrained].items() if key != "model_type"}
-        backbone["family"] = HUB[recipe.backbone.pretrained]["model_type"]
+        backbone = {key: value for key, value in KNOWN[recipe.backbone.pretrained].items() if key != "model_type"}
+        backbone["family"] = KNOWN[recipe.backbone.pretrained]["model_type"]
     kv = backbone.get("num_key_value_heads", backbone["num_attention_heads"])
     backbone |= {"hidden_size": 32, "num_attention_heads": 2}
     if "num_key_value_heads" in backbone:
@@ -249,7 +229,7 @@ def _program(file: Path) -> tuple:
     """What tells two recipes apart but for sizes: family, methods, schedule, task, optimiser."""
     values = recipes.read_yaml(ROOT / "recipes" / file)
     backbone = values["backbone"]
-    family = backbone.get("family") or HUB[backbone["pretrained"]]["model_type"]
+    family = backbone.get("family") or KNOWN[backbone["pretrained"]]["model_type"]
     words = [recipes.component(section, values.get(section)) for section in ("depth", "time", "schedule")]
     source = values["data"].get("source", "stdlib")
     task = source if source == "stdlib" else mapping(source)["task"]

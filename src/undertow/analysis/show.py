@@ -75,16 +75,18 @@ def _model(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
 
 def _on_meta(recipe: Recipe) -> UndertowForCausalLM:
     """The model of a recipe, without weights (of a pretrained one, only the config is read)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from undertow.backbone.known import pretrained_config
     from undertow.training.run import build_model
 
     base = recipe.backbone
     with torch.random.fork_rng([]), torch.device("meta"):
         if base.pretrained is None:
             return build_model(recipe)
-        config = AutoConfig.from_pretrained(base.pretrained, revision=base.revision)
-        return wrap(AutoModelForCausalLM.from_config(config), recipe.depth, recipe.time, recipe.schedule)
+        lm = AutoModelForCausalLM.from_config(pretrained_config(base.pretrained, base.revision))
+        future = None if recipe.future is None else recipe.future.model_dump()
+        return wrap(lm, recipe.depth, recipe.time, recipe.schedule, future)
 
 
 def _summary(model: UndertowForCausalLM) -> str:

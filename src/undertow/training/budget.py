@@ -121,8 +121,9 @@ def on_meta(recipe: Recipe):
     Its vocabulary is that of `data.tokenizer`, else `data.vocab_size` (a tokenizer that is trained may have fewer).
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from undertow.backbone.known import pretrained_config
     from undertow.data import load_tokenizer
     from undertow.model import wrap
     from undertow.training.run import build_model
@@ -132,5 +133,6 @@ def on_meta(recipe: Recipe):
     with torch.random.fork_rng([]), torch.device("meta"):
         if base.pretrained is None:
             return build_model(recipe, tokenizer)
-        config = AutoConfig.from_pretrained(base.pretrained, revision=base.revision)
-        return wrap(AutoModelForCausalLM.from_config(config), recipe.depth, recipe.time, recipe.schedule)
+        lm = AutoModelForCausalLM.from_config(pretrained_config(base.pretrained, base.revision))
+        future = None if recipe.future is None else recipe.future.model_dump()
+        return wrap(lm, recipe.depth, recipe.time, recipe.schedule, future)
