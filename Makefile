@@ -21,8 +21,8 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks comparisons
+	$(BIN)/ruff format --check src tests benchmarks comparisons
 	$(BIN)/mypy
 
 clean:

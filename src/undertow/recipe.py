@@ -35,7 +35,8 @@ from undertow.recipe_sections import (
 
 __all__ = ["Recipe", "RecipeError", "Section", "Backbone", "Data", "Training", "Evaluation", "component", "load"]
 
-WORDS = {"depth": "method", "time": "method", "schedule": "kind"}  # the key that names the class, in each section
+# The key that names the class, in each section.
+WORDS = {"depth": "method", "time": "method", "schedule": "kind", "source": "task"}
 
 
 class Recipe(Section):
@@ -141,7 +142,7 @@ def override(values: dict, texts: Sequence[str]) -> None:
             raise RecipeError(f"--set {text}: must be section.key=value")
         for depth, key in enumerate(keys[:-1]):
             if isinstance(inner.get(key), str) and key in WORDS:
-                inner[key] = _called(key, inner[key])
+                inner[key] = called(key, inner[key])
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section")
@@ -152,7 +153,11 @@ def override(values: dict, texts: Sequence[str]) -> None:
 
 
 def registry(section: str) -> dict[str, type]:
-    """The classes allowed in `depth`, `time` or `schedule`, by name."""
+    """The classes allowed in `depth`, `time`, `schedule` or `data.source`, by name."""
+    if section == "source":
+        from undertow.tasks import TASKS
+
+        return dict(TASKS)
     if section == "schedule":
         from undertow.schedules import SCHEDULES
 
@@ -168,7 +173,7 @@ def component(section: str, value):
     if value is None or type(value) in classes.values():
         return value
     if isinstance(value, str):
-        value = _called(section, value)
+        value = called(section, value)
     if not isinstance(value, Mapping):
         raise Bad("", f"{value!r}: must be a mapping with the key {word}, or a call such as {next(iter(classes))}(...)")
     values = dict(value)
@@ -196,7 +201,7 @@ def component(section: str, value):
         raise Bad("", one_line(error)) from error
 
 
-def _called(section: str, text: str) -> dict:
+def called(section: str, text: str) -> dict:
     """`Name(1, key=2)` as a mapping; positional values take the fields' names in order."""
     classes = registry(section)
     try:
@@ -232,7 +237,9 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
         allowed = list(section.model_fields)
         return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"
     if first["type"] == "literal_error":
-        allowed = list(typing.get_args(section.model_fields[keys[-1]].annotation))
+        annotation = section.model_fields[keys[-1]].annotation  # the words, or the words or None
+        literals = [a for a in (annotation, *typing.get_args(annotation)) if typing.get_origin(a) is typing.Literal]
+        allowed = [word for literal in literals for word in typing.get_args(literal)]
         return f"{dotted}: {first['input']!r} is not allowed; {choices(first['input'], allowed)}"
     return f"{dotted}: missing" if first["type"] == "missing" else f"{dotted}: {first['input']!r}: {_said(first)}"
 

@@ -6,9 +6,9 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -113,16 +113,59 @@ class Pause(Section):
 
 
 class Data(Section):
-    """What is read: arguments of `undertow.data.build`."""
+    """What is read: arguments of `undertow.data.build`. `source` holds the task itself where it names one."""
 
-    source: str | Annotated[tuple[str, ...], Field(strict=False)] = "stdlib"
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    source: Any = "stdlib"
     tokenizer: str | None = None
     vocab_size: Positive = 4096
     seq_len: Annotated[int, Field(ge=2)] = 256
     validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
     validation_rows: Positive | None = None
+    loss: Literal["response", "all"] | None = None
+    memory: Literal["response", "all"] | None = None
+    stream: bool = False
+    documents: Positive = 2000  # of a chunk of a stream
     cache_dir: str | None = None
     pause: Pause | None = None
+
+    @field_validator("source")
+    @classmethod
+    def _task_or_paths(cls, value):
+        from undertow.tasks.parse import open_source
+
+        try:
+            task = open_source(value)
+        except Bad:
+            raise
+        except (ValueError, OSError) as error:
+            raise Bad("", one_line(error)) from error
+        if task is not None:
+            return task
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise Bad("", f"{value!r}: should be a valid string, a list of them, or a task (a call or a mapping)")
+        return value if isinstance(value, str) else tuple(value)
+
+    @field_serializer("source")
+    def _plain(self, value):
+        from undertow.tasks.folder import Folder
+
+        if isinstance(value, Folder):
+            return value.path
+        return value if isinstance(value, str | tuple) else value.to_dict()
+
+    @model_validator(mode="after")
+    def _use(self):
+        from undertow.data import misuse
+        from undertow.tasks import Task
+
+        task = self.source if isinstance(self.source, Task) else None
+        wrong = misuse(task, self.loss, self.memory, self.stream, self.validation)
+        if wrong is not None:
+            raise Bad(*wrong)
+        return self
 
 
 class RecurrentWeight(Section):
@@ -201,7 +244,11 @@ class Future(Section):
 
 
 class Evaluation(Section):
-    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end."""
+    """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end.
+
+    Where the data is a task with answers or tags, its accuracy on `records` records of `split`, too: exactly, and by
+    generation (greedy; with several `samples` pass@k for each k of `pass_at`, or for k = `samples`).
+    """
 
     batch_size: Positive = 16
     points: Annotated[int, Field(ge=0)] = 8
@@ -210,3 +257,17 @@ class Evaluation(Section):
     sequential: bool = False  # also decode position by position: slow, the definition itself
     prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     new_tokens: Positive = 48
+    accuracy: bool | None = None  # None: where the data is such a task
+    split: Literal["train", "validation", "test"] = "test"
+    records: Positive = 200  # at most; of text, so many documents (`--lengths`, `--icl`)
+    samples: Positive = 1
+    temperature: Annotated[float, Field(gt=0)] = 0.8  # of several samples
+    pass_at: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    max_new_tokens: Positive | None = None  # of an answer; None: as many as the longest gold one
+
+    @model_validator(mode="after")
+    def _enough_samples(self):
+        for k in self.pass_at:
+            if k > self.samples:
+                raise Bad("pass_at", f"{k}: exceeds samples, {self.samples}")
+        return self

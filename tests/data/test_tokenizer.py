@@ -118,6 +118,12 @@ def test_sentencepiece_like_vocabularies():
 
 
 def test_bytes_of_other_kinds_are_unknown():
-    words = fast(models.WordLevel({"a": 0, END: 1}, unk_token=END), pre_tokenizer=pre_tokenizers.Whitespace())
-    with pytest.raises(ValueError, match="neither byte-level nor SentencePiece-like"):
+    words = fast(models.WordPiece({"a": 0, END: 1}, unk_token=END), pre_tokenizer=pre_tokenizers.Whitespace())
+    with pytest.raises(ValueError, match="neither byte-level, SentencePiece-like nor of whole words"):
         token_bytes(words)
+
+
+def test_bytes_of_whole_words_leave_out_what_is_between_them():
+    vocabulary = {"a": 0, "naïve": 1, END: 2}
+    words = fast(models.WordLevel(vocabulary, unk_token=END), pre_tokenizer=pre_tokenizers.Whitespace())
+    assert token_bytes(words).tolist() == [1, 6, 0]

@@ -135,15 +135,15 @@ def test_of_a_run(values, tmp_path):
     folders = {}
     for wanted in (True, False):
         training = values["training"] | {
-            "max_steps": 5, "log_every": 2, "statistics": wanted, "checkpointing": True, "accumulation": 2,
-            "tensorboard": True, "precision": "bfloat16",
+            "max_steps": 5, "log_every": 2, "save_every": 3, "statistics": wanted, "checkpointing": True,
+            "accumulation": 2, "tensorboard": True, "precision": "bfloat16",
         }  # fmt: skip
         recipe = Recipe.parse(values | {"training": training, "evaluation": {"points": 0, "rows": 4, "new_tokens": 2}})
         folders[wanted] = run.folder_for(recipe, tmp_path / str(wanted))
         run.train(recipe, folders[wanted], device="cpu")
     lines = {wanted: read_metrics(folder / "metrics.jsonl") for wanted, folder in folders.items()}
     gated = {line["step"]: {k: v for k, v in line.items() if k.startswith("gates/")} for line in lines[True]}
-    assert set(gated) == {1, 2, 4} and all("gates/memory_mixer/norm_m" in line for line in gated.values())
+    assert set(gated) == {1, 2, 3, 4, 5} and all("gates/memory_mixer/norm_m" in line for line in gated.values())
     assert gated[4]["gates/memory_mixer/scale_m"] != gated[1]["gates/memory_mixer/scale_m"] == 0.0
     assert not any(key.startswith("gates/") for line in lines[False] for key in line)
     assert [line["loss"] for line in lines[True]] == [line["loss"] for line in lines[False]]
@@ -156,4 +156,4 @@ def test_of_a_run(values, tmp_path):
 
     events = EventAccumulator(str(folders[True] / "tensorboard")).Reload()
     shown = events.Scalars("gates/memory_mixer/norm_m")
-    assert [point.step for point in shown] == [1, 2, 4] and "train/loss" in events.Tags()["scalars"]
+    assert [point.step for point in shown] == [1, 2, 3, 4, 5] and "train/loss" in events.Tags()["scalars"]

@@ -44,8 +44,12 @@ def test_compare(capsys, tmp_path, monkeypatch, values):
     monkeypatch.chdir(tmp_path)
     shared = {key: values[key] for key in ("backbone", "data", "evaluation")}
     training = {key: value for key, value in values["training"].items() if key != "max_steps"}
-    models = [{"name": "plain"}, {"name": "carried", "time": values["time"], "schedule": values["schedule"]}]
-    plan = {**shared, "training": training, "budget": {"steps": 5}, "models": models}
+    models = [
+        {"name": "plain"},
+        {"name": "carried", "time": values["time"], "schedule": values["schedule"]},
+        {"name": "longer", "flops_of": "carried"},
+    ]
+    plan = {**shared, "training": training, "budget": {"steps": 5, "match": "tokens"}, "models": models}
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     status, out, err = call(capsys, "compare", "pair.yaml", "--device", "cpu")
     assert status == 0, err
@@ -53,11 +57,12 @@ def test_compare(capsys, tmp_path, monkeypatch, values):
     assert "runs/pair-1" in out and "plain" in out and "carried" in out
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((folder / "table.json").read_text())
-    flops = [results[name][0]["training_flops"] for name in ("plain", "carried")]
-    row = results["carried"][0]["training_flops"] / results["carried"][0]["steps"]
-    assert abs(flops[0] - flops[1]) <= row  # equal to one step
+    plain, carried, longer = (results[name][0] for name in ("plain", "carried", "longer"))
+    assert plain["steps"] == carried["steps"] == 5
+    assert longer["steps"] > 5
+    assert abs(longer["training_flops"] - carried["training_flops"]) <= longer["training_flops"] / longer["steps"]
     curves = json.loads((folder / "curves.json").read_text())["models"]
-    assert [len(curves[name][0]) for name in ("plain", "carried")] == [2, 2]
+    assert [len(curves[name][0]) for name in ("plain", "carried", "longer")] == [2, 2, 2]
     assert "plain" in (folder / "table.md").read_text() and "carried:" in (folder / "samples.md").read_text()
 
     (folder / "carried" / "result.json").unlink()

@@ -2,7 +2,9 @@
 
 A comparison file is a recipe whose sections all models share, with `models` (a list of `name` and the sections that
 differ), `budget` (one of `flops`, `tokens`, `steps`, `tokens_per_parameter`: what the first model gets) and, if not
-one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs.
+one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs. A model with
+`flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at
+equal FLOPs.
 """
 
 from __future__ import annotations
@@ -52,12 +54,16 @@ class Budget(Section):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recipes without a limit of their own, by name in the order of the file, and the budget they share."""
+    """Recipes without a limit of their own, by name in the order of the file, and the budget they share.
+
+    `flops_of` names, for the models that do not share it, the earlier model whose training FLOPs they get.
+    """
 
     name: str
     recipes: Mapping[str, Recipe]
     budget: Budget
     seeds: tuple[int, ...] = field(default=(0,))
+    flops_of: Mapping[str, str] = field(default_factory=dict)
 
     def limit(self, row_flops: float, parameters: int | None = None) -> dict[str, float]:
         """The limit of every model, as a value of `training`.
@@ -132,9 +138,16 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
     if not isinstance(models, list) or not models:
         raise RecipeError(f"{prefix}models: must be a list of mappings, each with a name and the sections that differ")
     made: dict[str, Recipe] = {}
-    for number, model in enumerate(models):
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+    flops_of: dict[str, str] = {}
+    for number, given in enumerate(models):
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             raise RecipeError(f"{prefix}models[{number}]: must be a mapping with a name")
+        model = dict(given)
+        other = model.pop("flops_of", None)
+        if other is not None and other not in made:
+            raise RecipeError(f"{prefix}models[{number}].flops_of: {other!r}: must be a model before it: {list(made)}")
+        if other is not None:
+            flops_of[model["name"]] = other
         if model["name"] in made:
             raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
         recipe = Recipe.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
@@ -144,7 +157,7 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
         if made and recipe.data != next(iter(made.values())).data:
             raise RecipeError(f"{prefix}models[{number}].data: all models of a comparison have the same data")
         made[model["name"]] = recipe
-    return Comparison(name, made, budget, tuple(seeds))
+    return Comparison(name, made, budget, tuple(seeds), flops_of)
 
 
 def run(
@@ -176,13 +189,15 @@ def run(
     for seed in plan.seeds:
         for name, recipe in plan.recipes.items():
             label = name if len(plan.seeds) == 1 else f"{name}-seed{seed}"
-            one = Recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": limit}))
-            there = resume and (folder / label / "recipe.yaml").exists()
-            place = runs.folder_for(one, folder / label, resume=there)
-            callbacks = [] if watch is None else [watch.callback(label)]
+            place = folder / label
             try:
+                own = limit if name not in plan.flops_of else _like(results[plan.flops_of[name]][-1])
+                one = Recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
+                there = resume and (place / "recipe.yaml").exists()
+                runs.folder_for(one, place, resume=there)
+                callbacks = [] if watch is None else [watch.callback(label)]
                 result = runs.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
-            except FloatingPointError as error:
+            except FloatingPointError as error:  # the others go on
                 result = {"name": label, "failed": str(error)}
             if watch is not None:
                 watch.measured(label, result)
@@ -191,6 +206,13 @@ def run(
             runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
     write(plan, folder, results, folders)
     return results
+
+
+def _like(result: Mapping) -> dict[str, float]:
+    """The limit that gives a model the training FLOPs of one that has run. Raises FloatingPointError: it failed."""
+    if "failed" in result:
+        raise FloatingPointError(f"flops_of: {result['name']} has no training FLOPs to match: {result['failed']}")
+    return {"max_flops": result["training_flops"]}
 
 
 def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str, Sequence[Path]]) -> None:

@@ -1,12 +1,29 @@
-"""`undertow eval`: how good a trained model is, as it was trained and as it decodes."""
+"""`undertow eval`: how good a trained model is, as it was trained and as it decodes.
+
+What is measured only when asked for is one function each: it checks what was asked at once and returns what to run
+after the long part. Another one is another line in `evaluate` and another function.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undertow.cli.console import Device, Overrides, Run, out, quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Measured = tuple[Any, "Table"]  # plain values for evaluation.json, and what is printed
+Later = Callable[[], Measured]
 
 
 def evaluate(
@@ -23,59 +40,243 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Also read later tokens off the model without its last 0..N layers."),
     ] = None,
+    accuracy: Annotated[
+        bool | None,
+        typer.Option("--accuracy/--no-accuracy", help="Accuracy on the task (default: if the data is one)."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the task: train, validation or test.")] = None,
+    records: Annotated[int | None, typer.Option(min=1, help="At most so many records (of text: documents).")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers to draw for each record.")] = None,
+    pass_at: Annotated[str | None, typer.Option(metavar="K,K,..", help="pass@k for each k up to --samples.")] = None,
+    lengths: Annotated[str | None, typer.Option(metavar="N,N,..", help="Also score contexts of N tokens.")] = None,
+    shots: Annotated[str | None, typer.Option(metavar="K,K,..", help="Accuracy after K solved examples.")] = None,
+    icl: Annotated[bool, typer.Option("--icl", help="Also loss by position, and what context is worth.")] = False,
+    tasks: Annotated[
+        list[str],
+        typer.Option("--tasks", metavar="NAME,..", help="Also tasks of lm-eval, or YAML files of tasks. Repeats."),
+    ] = [],  # noqa: B006
+    include: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder with more tasks for --tasks.")] = None,
+    task_shots: Annotated[int | None, typer.Option(min=0, help="Examples before each item of --tasks.")] = None,
+    core: Annotated[Path | None, typer.Option(metavar="DIR", help="Also CORE: the folder of its bundle.")] = None,
 ) -> None:
-    """Measure bits per byte under the training schedule and under true decoding, and speed."""
-    from undertow import recipe
-    from undertow.analysis import readahead as ahead
+    """Measure bits per byte under the training schedule and under true decoding, accuracy on a task, and speed."""
     from undertow.analysis.compare import table
-    from undertow.evaluation import bits
-    from undertow.evaluation.exits import exits as leave_early
-    from undertow.evaluation.exits import table as exit_table
-    from undertow.exits import Exit
+    from undertow.evaluation.accuracy import table as accuracy_table
     from undertow.training import run
 
     quiet()
-    rules = [Exit("change", 0.0), *(Exit.parse(text) for text in exits)]  # the first never leaves: the same rows whole
-    if readahead is not None:
-        ahead.cut(run.load(folder, device).model, readahead)  # too many layers: said before the long part
+    passes = _numbers("--pass-at", pass_at, least=1)
+    changed = {"accuracy": accuracy, "split": split, "records": records, "samples": samples, "pass_at": passes}
+    overrides = [*overrides, *(f"evaluation.{k}={json.dumps(v)}" for k, v in changed.items() if v is not None)]
+    ready = Ready(folder, tuple(overrides), device)
+    asked = {
+        "modes": _modes(ready, buckets, sweeps),
+        "readahead": _readahead(ready, readahead),
+        "exits": _exits(ready, exits),
+        "lengths": _lengths(ready, _numbers("--lengths", lengths, least=2)),
+        "shots": _shots(ready, _numbers("--shots", shots, least=0)),
+        "icl": _in_context(ready) if icl else None,
+        "lm_eval": _lm_eval(ready, tasks, include, records, task_shots),
+        "core": _core(ready, core, records),
+    }
     result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
     out.print(table({folder.name: [result]}))
-    if buckets is None and not sweeps and readahead is None and not exits:
-        return
-
-    chosen = recipe.load(folder, overrides)
-    model, data, settings = run.load(folder, device).model, run.open_data(chosen), chosen.evaluation
-    size, precision = settings.batch_size, settings.precision
-    if buckets is not None or sweeps:
-        keywords = {"batch_size": size, "precision": precision, "bucket": buckets, "sweeps": sweeps}
-        found = bits.modes(model, data.validation, data.token_bytes, **keywords)
-        result["modes"] = {name: score.to_dict() for name, score in found.items()}
-        out.print("", _modes(found))
-    if readahead is not None:
-        depths = [
-            ahead.readahead(model, data.validation, skip, batch_size=size, precision=precision)
-            for skip in range(readahead + 1)
-        ]
-        result["readahead"] = [depth.to_dict() for depth in depths]
-        out.print("", ahead.table(depths))
-    if exits:
-        some = data.validation.head(settings.rows or len(data.validation))  # token by token: the rows of the curve
-        found_exits = leave_early(model, some, data.token_bytes, rules, size, precision)
-        result["exits"] = [one.to_dict() for one in found_exits]
-        out.print("", exit_table(found_exits))
-    run.write_json(folder / "evaluation.json", result)
+    if "accuracy" in result and ready.settings.accuracy is not False:  # else it is what was measured after training
+        out.print("", accuracy_table(result["accuracy"]))
+    for name, measure in asked.items():
+        if measure is not None:
+            result[name], shown = measure()
+            out.print("", shown)
+            run.write_json(folder / "evaluation.json", result)
 
 
-def _modes(found):
+@dataclass(frozen=True)
+class Ready:
+    """The run that is evaluated; model and data are loaded when first used."""
+
+    folder: Path
+    overrides: Sequence[str]
+    device: str
+
+    @cached_property
+    def recipe(self):
+        from undertow import recipe
+
+        return recipe.load(self.folder, self.overrides)
+
+    @cached_property
+    def loaded(self):
+        from undertow.training import run
+
+        return run.load(self.folder, self.device)
+
+    @property
+    def model(self):
+        return self.loaded.model
+
+    @cached_property
+    def data(self):
+        from undertow.training import run
+
+        return run.open_data(self.recipe)
+
+    @property
+    def settings(self):
+        return self.recipe.evaluation
+
+    @property
+    def how(self) -> dict:
+        """Keywords of nearly everything that measures."""
+        return {"batch_size": self.settings.batch_size, "precision": self.settings.precision}
+
+    @cached_property
+    def documents(self):
+        from undertow.evaluation.documents import validation_documents
+
+        source, data = self.recipe.data, self.data
+        return validation_documents(source.source, source.validation, data.task, data.tokenizer, self.settings.records)
+
+
+def _numbers(option: str, text: str | None, least: int) -> list[int] | None:
+    """ "1,5" as [1, 5]. Raises ValueError: not whole numbers, or below the least allowed."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(f"{option} {text!r}: must be whole numbers of at least {least}, with commas between them")
+    return [int(part) for part in parts]
+
+
+def _modes(ready: Ready, bucket: int | None, sweeps: bool) -> Later | None:
+    if bucket is None and not sweeps:
+        return None
+
+    def measure() -> Measured:
+        from undertow.evaluation import bits
+
+        data = ready.data
+        found = bits.modes(ready.model, data.validation, data.token_bytes, bucket=bucket, sweeps=sweeps, **ready.how)
+        return {name: score.to_dict() for name, score in found.items()}, _modes_table(found)
+
+    return measure
+
+
+def _modes_table(found):
     """A line for every mode, merged, and below it one for each of its parts."""
-    from rich.table import Table
+    from undertow.evaluation.tables import plain
 
-    made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for title in ("mode", "part", "tokens", "nats/token", "bits/byte"):
-        made.add_column(title, justify="left" if title in ("mode", "part") else "right")
+    made = plain("mode", "part", "tokens", "nats/token", "bits/byte", left=2)
     for mode, score in found.items():
         made.add_row(mode, "merged", f"{score.tokens:,}", f"{score.nats_per_token:.4f}", f"{score.bits_per_byte:.4f}")
         for part in (*score.sweeps, *score.buckets):
             size = "-" if part.bits_per_byte is None else f"{part.bits_per_byte:.4f}"
             made.add_row("", part.name, f"{part.tokens:,}", f"{part.nats_per_token:.4f}", size)
     return made
+
+
+def _readahead(ready: Ready, most: int | None) -> Later | None:
+    if most is None:
+        return None
+    from undertow.analysis import readahead as ahead
+
+    ahead.cut(ready.model, most)  # too many layers: said before the long part
+
+    def measure() -> Measured:
+        found = [ahead.readahead(ready.model, ready.data.validation, skip, **ready.how) for skip in range(most + 1)]
+        return [depth.to_dict() for depth in found], ahead.table(found)
+
+    return measure
+
+
+def _exits(ready: Ready, texts: Sequence[str]) -> Later | None:
+    if not texts:
+        return None
+    from undertow.evaluation import exits
+    from undertow.exits import Exit
+
+    rules = [Exit("change", 0.0), *map(Exit.parse, texts)]  # the first never leaves: the same rows whole
+
+    def measure() -> Measured:
+        data = ready.data
+        rows = data.validation.head(ready.settings.rows or len(data.validation))  # token by token: those of the curve
+        found = exits.exits(ready.model, rows, data.token_bytes, rules, **ready.how)
+        return [one.to_dict() for one in found], exits.table(found)
+
+    return measure
+
+
+def _lengths(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
+    if numbers is None:
+        return None
+
+    def measure() -> Measured:
+        from undertow.evaluation import lengths
+
+        data = ready.data
+        found = lengths.lengths(ready.model, ready.documents, data.tokenizer, data.token_bytes, numbers, **ready.how)
+        return [one.to_dict() for one in found], lengths.table(found)
+
+    return measure
+
+
+def _shots(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
+    if numbers is None:
+        return None
+    task, settings = ready.data.task, ready.settings
+    if task is None or task.kind != "answers":
+        raise ValueError("--shots: data.source must be a task with answers")
+
+    def measure() -> Measured:
+        from undertow.evaluation import incontext
+
+        records = islice(task.records(settings.split), settings.records)
+        keywords = {"max_new_tokens": settings.max_new_tokens, **ready.how}
+        found = incontext.few_shot(ready.model, task, ready.data.encoder, records, numbers, **keywords)
+        return [one.to_dict() for one in found], incontext.shots_table(found)
+
+    return measure
+
+
+def _in_context(ready: Ready) -> Later:
+    def measure() -> Measured:
+        from undertow.evaluation import incontext
+
+        length = ready.recipe.data.seq_len
+        found = incontext.in_context(ready.model, ready.documents, ready.data.tokenizer, length, **ready.how)
+        return found.to_dict(), incontext.position_table(found)
+
+    return measure
+
+
+def _lm_eval(
+    ready: Ready, names: Sequence[str], include: Path | None, limit: int | None, shots: int | None
+) -> Later | None:
+    asked = [name.strip() for text in names for name in text.split(",") if name.strip()]
+    if not asked:
+        return None
+    from undertow.evaluation import harness
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # defaults that a task leaves open, shots that were asked for
+    tasks = harness.load(asked, include)
+
+    def measure() -> Measured:
+        model, tokenizer = ready.loaded.model, ready.loaded.tokenizer
+        memory = ready.data.encoder.memory  # as it was trained
+        found = harness.score(model, tokenizer, tasks, limit, shots, memory=memory, show=True, **ready.how)
+        return found, harness.table(found)
+
+    return measure
+
+
+def _core(ready: Ready, folder: Path | None, limit: int | None) -> Later | None:
+    if folder is None:
+        return None
+    from undertow.evaluation import core
+
+    core.read(folder)  # what is missing there is said before the long part
+
+    def measure() -> Measured:
+        found = core.run(ready.model, ready.loaded.tokenizer, folder, limit, show=True, **ready.how)
+        return found.to_dict(), core.table(found)
+
+    return measure

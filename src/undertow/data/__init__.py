@@ -1,21 +1,27 @@
-"""Text -> tokens: a corpus split by file, a tokenizer, packed rows with document borders, byte counts.
+"""Text and tasks -> tokens: a tokenizer, packed rows with borders, byte counts; all at once or as a stream.
 
 data = build("stdlib", vocab_size=4096, seq_len=256)
+data = build(S5(train=10_000), seq_len=256)
 Trainer(model, args, train_dataset=data.train, eval_dataset=data.validation, data_collator=collate)
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.data.corpus import Corpus, Document, load_corpus
+from undertow.data.examples import Encoder, has_examples, pad_left, record_rows, texts
 from undertow.data.packing import Rows, collate, pack_documents
+from undertow.data.stream import Chunks, Stream, first_records
 from undertow.data.tokenizer import check_tokenizer, check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
+from undertow.tasks.base import Record, Task
+from undertow.tasks.parse import open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +31,21 @@ __all__ = [
     "Corpus",
     "Data",
     "Document",
+    "Encoder",
     "Rows",
+    "Stream",
     "build",
     "check_vocabulary",
     "collate",
     "load_corpus",
     "load_tokenizer",
     "pack_documents",
+    "pad_left",
     "token_bytes",
     "train_tokenizer",
 ]
+
+Part = Literal["response", "all"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,25 +54,33 @@ logger = logging.getLogger(__name__)
 class Data:
     """All that training and evaluation need of the text.
 
-    train, validation: packed rows (see `Rows`), for any trainer together with `collate`.
+    train: packed rows (see `Rows`), for any trainer together with `collate`; of a stream all its rows, without end.
+    validation: packed rows.
     tokenizer: the tokenizer of both.
     token_bytes: int64 (V,), UTF-8 bytes of each token; nats per `validation.predicted_bytes(token_bytes)` / ln 2 are
         bits per byte.
-    train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts.
-    waste: fraction of the training rows that is padding.
+    train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts; of a task, of its rows (None: a stream's).
+    encoder: examples -> tokens, as in the rows.
+    task: where the records come from (None: text files).
     """
 
-    train: Rows
+    train: Rows | Stream
     validation: Rows
     tokenizer: PreTrainedTokenizerBase
     token_bytes: Tensor
-    train_bytes: int
+    train_bytes: int | None
     validation_bytes: int
-    waste: float
+    encoder: Encoder
+    task: Task | None = None
+
+    @property
+    def waste(self) -> float | None:
+        """Fraction of the training rows that is padding (None: a stream; `train.head(n).waste` says it of n rows)."""
+        return self.train.waste
 
 
 def build(
-    source: str | Sequence[str] = "stdlib",
+    source: str | Sequence[str] | Mapping[str, Any] | Task = "stdlib",
     *,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     vocab_size: int = 4096,
@@ -69,53 +88,125 @@ def build(
     cache_dir: str | Path | None = None,
     validation: str | Sequence[str] | None = None,
     validation_rows: int | None = None,
+    loss: Part | None = None,
+    memory: Part | None = None,
+    stream: bool = False,
+    documents: int = 2000,
 ) -> Data:
-    """Read, tokenise and pack a corpus; what an earlier call computed is read from the cache.
+    """Read, tokenise and pack a corpus or a task; what an earlier call computed is read from the cache.
 
     Args:
-        source: `"stdlib"`, text files, folders or globs; see `load_corpus`.
-        tokenizer: a tokenizer, its folder or its hub id. None: one is trained on the training documents.
-        vocab_size: tokens of the tokenizer that is trained; unused if one is given.
+        source: `"stdlib"`, text files, folders or globs, see `load_corpus`; or a task, see `open_source`.
+        tokenizer: a tokenizer, its folder or its hub id. None: the task's own, or else one is trained on the training
+            records (of a stream, on its first chunk).
+        vocab_size: tokens of the tokenizer that is trained; unused if there is one.
         seq_len: tokens of a row.
         cache_dir: where tokenizer and rows are kept; None: `$UNDERTOW_CACHE`, else the user's cache folder.
-        validation: what to validate on, like `source`; None: about 5 % of its files.
+        validation: what to validate on, like `source`; None: about 5 % of its files. A task has a split of its own.
         validation_rows: keep only so many validation rows (a fixed sample); None: all.
+        loss, memory: see `Encoder`. None: of examples the response, of documents all.
+        stream: make the training rows of a task when they are asked for, a chunk at a time; validation is then on the
+            first `documents` records of its split.
+        documents: records of a chunk.
 
     Raises:
         ValueError: one line that names the argument, its value and what is allowed.
     """
     if validation_rows is not None and validation_rows < 1:
         raise ValueError(f"validation_rows: {validation_rows}: must be at least 1, or None for all")
+    task = open_source(source)
+    wrong = misuse(task, loss, memory, stream, validation)
+    if wrong is not None:
+        raise ValueError(": ".join(wrong))
+    if task is None:
+        data = _of_text(source, validation, tokenizer, vocab_size, seq_len, cache_dir)
+    else:
+        data = _of_task(task, stream, loss, memory, tokenizer, vocab_size, seq_len, documents, cache_dir)
+    return data if validation_rows is None else replace(data, validation=data.validation.head(validation_rows))
+
+
+def misuse(task: Task | None, loss=None, memory=None, stream: bool = False, validation=None) -> tuple[str, str] | None:
+    """An argument of `build` that has no meaning for this task (None: text files), and why; None: all have one."""
+    what = "text" if task is None else type(task).__name__
+    for name, value in (("loss", loss), ("memory", memory)):
+        if value == "response" and (task is None or not has_examples(task)):
+            return name, f"{value!r}: {what} has no prompt and response; allowed: 'all'"
+    if validation is not None and task is not None:
+        return "validation", f"{validation!r}: {what} has a validation split of its own"
+    if stream and task is None:
+        return "stream", "only tasks are read as a stream, e.g. source: FineWeb(path='shards/*.parquet')"
+    return None
+
+
+def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache_dir) -> Data:
     corpus = load_corpus(source, validation)
     if tokenizer is None:
         tokenizer = train_tokenizer(corpus.train, vocab_size, cache_dir)
-    elif isinstance(tokenizer, str | Path):
-        tokenizer = load_tokenizer(tokenizer)
     else:
-        check_tokenizer(tokenizer)
+        tokenizer = _given(tokenizer)
     train = pack_documents(corpus.train, tokenizer, seq_len, cache_dir)
     held_out = pack_documents(corpus.validation, tokenizer, seq_len, cache_dir)
     bytes_V = token_bytes(tokenizer)
-    counted = held_out.text_bytes(bytes_V)
-    if abs(counted - corpus.validation_bytes) > 1e-3 * corpus.validation_bytes:
+    _check_bytes(held_out.text_bytes(bytes_V), corpus.validation_bytes)
+    _log(train, held_out, seq_len)
+    encoder = Encoder(tokenizer, "all", "all")
+    return Data(train, held_out, tokenizer, bytes_V, corpus.train_bytes, corpus.validation_bytes, encoder)
+
+
+def _of_task(
+    task: Task, stream: bool, loss, memory, tokenizer, vocab_size, seq_len: int, documents: int, cache
+) -> Data:
+    records = {split: _records(task, split, documents if stream else None) for split in ("train", "validation")}
+    own = task.tokenizer() if tokenizer is None else _given(tokenizer)
+    if own is None and task.kind == "tokens":
+        raise ValueError(f"tokenizer: {type(task).__name__} is tokenised already: name the tokenizer that was used")
+    if own is None:
+        read = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
+        own = train_tokenizer(read, vocab_size, cache)
+    check_tokenizer(own)
+    part: Part = "response" if has_examples(task) else "all"
+    encoder = Encoder(own, loss or part, memory or part)
+    train: Rows | Stream
+    if stream:
+        train = Stream(Chunks(task, "train", encoder, seq_len, documents, cache))
+    else:
+        train = record_rows(records["train"], task, encoder, seq_len, cache)
+    held_out = record_rows(records["validation"], task, encoder, seq_len, cache)
+    bytes_V = token_bytes(own)
+    size = held_out.text_bytes(bytes_V)
+    if task.kind == "text":
+        _check_bytes(size, sum(len(text.encode()) for text in texts(records["validation"], task) if text.strip()))
+    _log(train, held_out, seq_len)
+    train_size = train.text_bytes(bytes_V) if isinstance(train, Rows) else None
+    return Data(train, held_out, own, bytes_V, train_size, size, encoder, task)
+
+
+def _records(task: Task, split: str, limit: int | None) -> list[Record]:
+    """The records of a split (None: all of them). Raises ValueError: there are none."""
+    found = list(task.records(split) if limit is None else itertools.islice(first_records(task, split), limit))
+    if not found:
+        raise ValueError(f"{type(task).__name__}: there are no records in its {split} split")
+    return found
+
+
+def _given(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _check_bytes(counted: int, size: int) -> None:
+    if abs(counted - size) > 1e-3 * size:
         warnings.warn(
-            f"the tokenizer does not keep the text: its tokens count {counted} bytes of {corpus.validation_bytes}, "
+            f"the tokenizer does not keep the text: its tokens count {counted} bytes of {size}, "
             "so bits per byte will be off by that much",
-            stacklevel=2,
+            stacklevel=4,
         )
-    logger.info(
-        "%d training rows of %d tokens (%.2f %% padding), %d validation rows",
-        len(train),
-        seq_len,
-        100 * train.waste,
-        len(held_out),
-    )
-    return Data(
-        train=train,
-        validation=held_out if validation_rows is None else held_out.head(validation_rows),
-        tokenizer=tokenizer,
-        token_bytes=bytes_V,
-        train_bytes=corpus.train_bytes,
-        validation_bytes=corpus.validation_bytes,
-        waste=train.waste,
-    )
+
+
+def _log(train: Rows | Stream, held_out: Rows, seq_len: int) -> None:
+    said = "training rows come as a stream"
+    if isinstance(train, Rows):
+        said = f"{len(train)} training rows of {seq_len} tokens ({100 * train.waste:.2f} % padding)"
+    logger.info("%s, %d validation rows (%.2f %% padding)", said, len(held_out), 100 * held_out.waste)

@@ -4,10 +4,12 @@ A document is `bos, its tokens, eos` (no bos where the tokenizer has none). One 
 a row's length; the pieces are then placed by best fit, the longest first, each where the least room is left over.
 
 The rows lie in one `.npy` file that is mapped, not read: a numpy file is its own format, one rename makes it appear
-whole, and workers share its pages. `datasets` would add a table format around the same integers. Only the ids and the
-positions are stored; labels and mask follow from them. Building holds the corpus and its tokens in memory.
+whole, and workers share its pages. `datasets` would add a table format around the same integers. Of documents only the
+ids and the positions are stored, labels and mask follow from them; a task's examples, which are never cut, come with
+labels and a memory mask of their own. Building holds the corpus and its tokens in memory (`stream` does not).
 
-Names here: R rows, T positions of a row, P pieces, L tokens in line (all documents one after the other), V vocabulary.
+Names here: R rows, T positions of a row, P pieces, L tokens in line (all documents one after the other), V vocabulary,
+C what is stored of a token.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +39,8 @@ IGNORED = -100  # the label that no loss counts
 _PADDING = -1  # the stored position of padding
 _BATCH = 256  # documents tokenised at once
 _RECIPE = "rows-1"  # part of the cache key: change it when the stored rows would differ
+
+Values = tuple[np.ndarray, int]  # one for each token in line (L,), and the one at padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,11 @@ class Rows:
         """Tokens that are not padding."""
         return int((self.stored_R2T[:, 1] != _PADDING).sum())
 
+    @cached_property
+    def pieces(self) -> int:
+        """Documents' pieces, or examples."""
+        return int((self.stored_R2T[:, 1] == 0).sum())
+
     @property
     def waste(self) -> float:
         """Fraction of all positions that is padding."""
@@ -98,6 +107,42 @@ class Rows:
     def _bytes(self, bytes_V: Tensor, first: int) -> int:
         counted = self.stored_R2T[:, 1] >= first
         return int(bytes_V.numpy()[self.stored_R2T[:, 0][counted]].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows(Rows):
+    """Rows of a task's examples: the targets are not simply the tokens.
+
+    marks_R2T: int32, `[:, 0]` labels (-100: none), `[:, 1]` 0 where a token takes in no memory.
+    """
+
+    marks_R2T: np.ndarray
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """As of `Rows`, with the examples' labels, and `memory_mask`, left out where it is 1 in all rows."""
+        row = super().__getitem__(i)
+        row["labels"] = self.marks_R2T[i, 0].astype(np.int64)
+        if self.has_memory_mask:
+            row["memory_mask"] = self.marks_R2T[i, 1].astype(np.int64)
+        return row
+
+    def head(self, count: int) -> LabelledRows:
+        return LabelledRows(self.stored_R2T[:count], self.marks_R2T[:count])
+
+    @cached_property
+    def has_memory_mask(self) -> bool:
+        return not self.marks_R2T[:, 1].all()
+
+    def predicted_bytes(self, bytes_V: Tensor) -> int:
+        labels = self.marks_R2T[:, 0]
+        return int(bytes_V.numpy()[labels[labels != IGNORED]].sum())
+
+
+def rows_of(stored_RCT: np.ndarray) -> Rows:
+    """The dataset of what `pack` or `place` made."""
+    if stored_RCT.shape[1] == 2:
+        return Rows(stored_RCT)
+    return LabelledRows(stored_RCT[:, :2], stored_RCT[:, 2:])
 
 
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
@@ -127,16 +172,27 @@ def pack_documents(
     if seq_len < 2:
         raise ValueError(f"seq_len: {seq_len}: must be at least 2, or nothing is predicted")
     key = cache.digest([_RECIPE, seq_len, tokenizer_hash(tokenizer), corpus_hash(documents)])
-    path = cache.folder(cache_dir) / f"rows-{key[:24]}.npy"
-    stored_R2T = _read(path, seq_len)
-    if stored_R2T is None:
+
+    def packed_R2T() -> np.ndarray:
         logger.info("tokenising %d documents", len(documents))
-        ids_L, lengths = tokenise(documents, tokenizer)
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        packed_R2T = pack(ids_L, lengths, seq_len, pad)
-        cache.write(path, lambda file: np.save(file, packed_R2T, allow_pickle=False))
-        stored_R2T = np.load(path, mmap_mode="r", allow_pickle=False)
-    return Rows(stored_R2T)
+        return pack(*tokenise(documents, tokenizer), seq_len, pad_id(tokenizer))
+
+    return rows_of(kept(cache.folder(cache_dir) / f"rows-{key[:24]}.npy", seq_len, packed_R2T))
+
+
+def kept(path: Path, seq_len: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The rows in a cache file, mapped; made and written first where there is none or it is damaged."""
+    stored_RCT = read(path, seq_len)
+    if stored_RCT is None:
+        made_RCT = make()
+        cache.write(path, lambda file: np.save(file, made_RCT, allow_pickle=False))
+        stored_RCT = np.load(path, mmap_mode="r", allow_pickle=False)
+    return stored_RCT
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What is written at padding: the pad token, eos where there is none."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +217,7 @@ def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) 
         lengths += [len(before) + len(ids) + len(after) for ids in encoded]
         together = itertools.chain.from_iterable(itertools.chain(before, ids, after) for ids in encoded)
         parts.append(np.fromiter(together, dtype=np.int32))
-    return np.concatenate(parts), np.array(lengths, dtype=np.int64)
+    return np.concatenate([np.empty(0, dtype=np.int32), *parts]), np.array(lengths, dtype=np.int64)
 
 
 def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.ndarray:
@@ -176,20 +232,38 @@ def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.n
     Returns:
         int32 of shape (R, 2, T): see `Rows`. Padding is at the right end of a row.
     """
-    length_P = _cut(lengths, seq_len)
+    return place(_cut(lengths, seq_len), seq_len, (ids_L, pad))
+
+
+def place(
+    length_P: np.ndarray, seq_len: int, ids: tuple[np.ndarray, int], *marks: tuple[np.ndarray, int]
+) -> np.ndarray:
+    """Place whole pieces in rows, each where best fit says.
+
+    Args:
+        length_P: tokens of each piece, from 1 to `seq_len`; their sum is L.
+        seq_len: T.
+        ids: the tokens of all pieces in line.
+        marks: more that is stored of each token.
+
+    Returns:
+        int32 of shape (R, C, T): ids, positions, marks. Padding is at the right end of a row.
+    """
+    if len(length_P) == 0:
+        return np.empty((0, 2 + len(marks), seq_len), dtype=np.int32)
     start_P = np.cumsum(length_P) - length_P
     row_P, offset_P = best_fit(length_P, seq_len)
     row_count = int(row_P.max()) + 1
     # Best fit puts full rows first, in the documents' order. Shuffled, any first rows are a fair sample;
     # RandomState is the generator whose numbers numpy promises never to change.
     row_P = np.random.RandomState(0).permutation(row_count)[row_P]
-    packed_R2T = np.empty((row_count, 2, seq_len), dtype=np.int32)
-    packed_R2T[:, 0], packed_R2T[:, 1] = pad, _PADDING
-    position_L = np.arange(len(ids_L)) - np.repeat(start_P, length_P)
+    position_L = np.arange(len(ids[0])) - np.repeat(start_P, length_P)
     row_L, column_L = np.repeat(row_P, length_P), np.repeat(offset_P, length_P) + position_L
-    packed_R2T[row_L, 0, column_L] = ids_L
-    packed_R2T[row_L, 1, column_L] = position_L
-    return packed_R2T
+    packed_RCT = np.empty((row_count, 2 + len(marks), seq_len), dtype=np.int32)
+    for channel, (values_L, padding) in enumerate((ids, (position_L, _PADDING), *marks)):
+        packed_RCT[:, channel] = padding
+        packed_RCT[row_L, channel, column_L] = values_L
+    return packed_RCT
 
 
 def best_fit(length_P: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
@@ -232,15 +306,15 @@ def _cut(lengths: np.ndarray, seq_len: int) -> np.ndarray:
     return length_P
 
 
-def _read(path: Path, seq_len: int) -> np.ndarray | None:
-    """The rows in a cache file, mapped; None, with a warning, if it is damaged."""
+def read(path: Path, seq_len: int) -> np.ndarray | None:
+    """The rows in a cache file, mapped; None where there is none, or (with a warning) if it is damaged."""
     if not path.exists():
         return None
     try:
-        stored_R2T = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored_RCT = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
-        stored_R2T = np.empty(0)
-    if stored_R2T.shape[1:] != (2, seq_len):
+        stored_RCT = np.empty(0)
+    if stored_RCT.ndim != 3 or stored_RCT.shape[1] not in (2, 4) or stored_RCT.shape[2] != seq_len:
         warnings.warn(f"{path}: damaged; the documents are tokenised and packed anew", stacklevel=3)
         return None
-    return stored_R2T
+    return stored_RCT

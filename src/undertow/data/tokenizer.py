@@ -84,13 +84,14 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Bytes of UTF-8 text that each token stands for.
 
     Exact for byte-level tokenizers. For SentencePiece-like ones (a space is written `▁`) exact but for the space that
-    some of them put before a text.
+    some of them put before a text. For those whose tokens are whole words, the words' own bytes: what stands between
+    words is not counted.
 
     Returns:
         int64 of shape (V,), V = largest token id + 1; 0 for special tokens and for ids without a token.
 
     Raises:
-        ValueError: the tokenizer is of neither kind.
+        ValueError: the tokenizer is of none of these kinds.
     """
     import torch
 
@@ -100,9 +101,12 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
         length = _byte_level_length
     elif "▁" in kinds:
         length = _sentencepiece_length
+    elif parts["model"]["type"] == "WordLevel":
+        length = _word_length
     else:
         raise ValueError(
-            f"tokenizer: {type(tokenizer).__name__} is neither byte-level nor SentencePiece-like: its bytes are unknown"
+            f"tokenizer: {type(tokenizer).__name__} is neither byte-level, SentencePiece-like nor of whole words: "
+            "its bytes are unknown"
         )
     bytes_V = torch.zeros(vocabulary_size(tokenizer), dtype=torch.int64)
     for token, i in tokenizer.get_vocab().items():
@@ -176,6 +180,10 @@ def _read(path: Path) -> str | None:
 def _byte_level_length(token: str) -> int:
     # The byte-level alphabet writes each byte as one character.
     return len(token)
+
+
+def _word_length(token: str) -> int:
+    return len(token.encode())
 
 
 def _sentencepiece_length(token: str) -> int:

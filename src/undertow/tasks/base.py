@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from datasets import IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 Record = dict[str, Any]
@@ -72,6 +73,14 @@ class Task:
             ValueError: one line: which file or option, its value, what is allowed.
         """
         raise NotImplementedError
+
+    def stream(self, split: str) -> IterableDataset | None:
+        """The records as a new stream of `datasets`, which can be left and continued (`state_dict`).
+
+        None: there is only `records`, which is read from its start to continue. Nothing may be shuffled through a
+        buffer: what is in it would be lost.
+        """
+        return None
 
     def example(self, record: Record) -> Example | Tags:
         """What a model is shown of a record (kinds `answers` and `tags`)."""

@@ -121,11 +121,17 @@ class Metrics(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part = self.path.with_suffix(".part")  # killed here, nothing of what was logged is lost
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(self.path)
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
             self.writer = SummaryWriter(str(self.events), purge_step=state.global_step + 1)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # A logged loss is the mean since the last log, which a resumed run cannot know of steps before its checkpoint.
+        control.should_log |= control.should_save
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         values = {key: value for key, value in (logs or {}).items() if key not in UNLOGGED}

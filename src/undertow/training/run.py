@@ -32,10 +32,11 @@ from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
-from undertow.evaluation import bits, future, samples, speed
+from undertow.evaluation import accuracy, bits, future, samples, speed
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError, component
 from undertow.schedules import Converge, Sequential
+from undertow.tasks import Task
 from undertow.training import budget, checkpoints, optimisers, trainer
 from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics, read_metrics
 from undertow.training.precision import device_of
@@ -104,7 +105,9 @@ def folder_for(recipe: Recipe, folder: Path | None = None, resume: bool = False,
         if (folder / "recipe.yaml").exists():
             same_run(recipes.load(folder), recipe, folder)
         if _processes().is_main_process:
-            recipe.save(folder / "recipe.yaml")
+            part = folder / "recipe.part"  # whole or not there: it is what resuming compares with
+            recipe.save(part)
+            part.replace(folder / "recipe.yaml")
     return folder
 
 
@@ -120,30 +123,34 @@ def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
 
 
 def open_data(recipe: Recipe):
-    """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`."""
+    """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
+    chosen = recipe.data
     with _processes().main_process_first():
-        return build(**recipe.data.model_dump(exclude={"pause"}))
+        return build(**{name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"})
 
 
-def training_rows(recipe: Recipe, data):
+def training_rows(recipe: Recipe, rows, tokenizer):
     """The rows to train on, with the recipe's pauses. Raises ValueError: the pause token is not in the vocabulary."""
     pause = recipe.data.pause
     if pause is None:
-        return data.train
-    token = token_id(data.tokenizer, pause.token)
-    return Paused(data.train, Pauses(token, pause.mean, pause.replace, pause.seed, pause.only_recurrent))
+        return rows
+    token = token_id(tokenizer, pause.token)
+    return Paused(rows, Pauses(token, pause.mean, pause.replace, pause.seed, pause.only_recurrent))
 
 
 def build_model(recipe: Recipe, tokenizer=None):
     """The model of a recipe: random weights drawn from its seed, or the pretrained ones, made recurrent.
 
     Args:
-        tokenizer: gives a model from scratch its vocabulary and special tokens; None takes `data.vocab_size`.
+        tokenizer: gives a model from scratch its vocabulary and special tokens; None takes the task's own, else
+            `data.vocab_size`.
 
     Raises:
         ValueError: tokenizer, rows, methods and model do not fit each other.
     """
     torch.manual_seed(recipe.seed)
+    if tokenizer is None and recipe.data.tokenizer is None and isinstance(recipe.data.source, Task):
+        tokenizer = recipe.data.source.tokenizer()
     base, parts = recipe.backbone, {"depth": recipe.depth, "time": recipe.time, "schedule": recipe.schedule}
     lm = None
     if base.pretrained is not None:
@@ -195,7 +202,7 @@ def train(
         data: the recipe's data where it is open already.
 
     Returns:
-        What `result.json` holds (`measure` says what).
+        What `result.json` holds (`describe` and `measure` say what; `waste` is the fraction of padding in each split).
 
     Raises:
         ValueError: recipe, data and model do not fit each other.
@@ -215,6 +222,7 @@ def train(
     row_flops = budget.flops_per_row(model, seq_len)
     rows = settings.batch_size * settings.accumulation * processes
     steps = budget.steps_for(settings, row_flops, seq_len, processes, budget.scaling_parameters(model))
+    read = data.train.head(steps * rows) if recipe.data.stream else data.train
     curve_rows = data.validation.head(recipe.evaluation.rows or len(data.validation))
 
     def curve(current) -> dict[str, float]:
@@ -236,8 +244,10 @@ def train(
         watching.append(Curve(recipe.evaluation.points))
     worker = trainer.UndertowTrainer(
         model=model,
-        args=trainer.arguments(settings, folder / "checkpoints", steps, recipe.seed, where),
-        train_dataset=training_rows(recipe, data),
+        args=trainer.arguments(
+            settings, folder / "checkpoints", steps, recipe.seed, where, in_order=recipe.data.stream
+        ),
+        train_dataset=training_rows(recipe, read, data.tokenizer),
         data_collator=collate,
         processing_class=data.tokenizer,
         callbacks=[*watching, *callbacks],
@@ -257,7 +267,9 @@ def train(
     if state.is_main_process:
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)
-        result = describe(loaded.model, recipe, steps, rows, row_flops) | measure(loaded, data)
+        result = describe(loaded.model, recipe, steps, rows, row_flops)
+        result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
+        result |= measure(loaded, data)
         result["training_tokens_per_second"] = _training_speed(folder)
         write_json(finished, result)
     state.wait_for_everyone()
@@ -289,7 +301,8 @@ def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> 
 
 
 def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
-    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples.
+    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples; of a task
+    its accuracy.
 
     Args:
         schedules: more schedules, as one types them (`"Cyclic(16, 2)"`).
@@ -297,6 +310,7 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
     if loaded.recipe is None:
         raise ValueError("measure: the model comes with no recipe, so its evaluation settings are unknown")
     model, settings, rows = loaded.model, loaded.recipe.evaluation, data.validation
+    on_task = accuracy.wanted(data, settings)
 
     def bits_under(schedule) -> dict:
         return bits.bits_per_byte(
@@ -328,6 +342,8 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
         for prompt in prompts
     ]
+    if on_task:
+        result["accuracy"] = accuracy.measure(model, data, settings)
     return result
 
 

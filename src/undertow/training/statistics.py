@@ -24,7 +24,9 @@ class Statistics(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         step = state.global_step + 1
-        if state.is_world_process_zero and (step % state.logging_steps == 0 or step == 1 and args.logging_first_step):
+        saved = step % state.save_steps == 0 or step == state.max_steps  # a checkpoint is logged too, see `Metrics`
+        logged = step % state.logging_steps == 0 or step == 1 and args.logging_first_step
+        if state.is_world_process_zero and (logged or saved):
             self.watch(model)
 
     def watch(self, model) -> None:

@@ -17,9 +17,18 @@ from undertow.training.precision import uses_bfloat16
 
 
 def arguments(
-    settings: Training, folder: Path, max_steps: int, seed: int, device: torch.device, eval_batch_size: int = 8
+    settings: Training,
+    folder: Path,
+    max_steps: int,
+    seed: int,
+    device: torch.device,
+    eval_batch_size: int = 8,
+    in_order: bool = False,
 ) -> TrainingArguments:
-    """The `TrainingArguments` of a recipe's `training` section; checkpoints go to `folder`."""
+    """The `TrainingArguments` of a recipe's `training` section; checkpoints go to `folder`.
+
+    With `in_order` the rows are read as they come, as a stream wants it, not shuffled.
+    """
     made = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
@@ -43,6 +52,7 @@ def arguments(
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,
+        train_sampling_strategy="sequential" if in_order else "random",
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,

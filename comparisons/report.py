@@ -1,0 +1,180 @@
+"""From the runs of comparisons to what is kept of them: `python comparisons/report.py [NAME...]`.
+
+Reads runs/comparisons/NAME/table.json (what `undertow compare comparisons/NAME.yaml --out runs/comparisons/NAME` left,
+finished or not), writes comparisons/results/NAME.json (and NAME.png, accuracy by difficulty, of a task), and sets the
+tables in docs/results.md between their marks. Differences are taken seed by seed: against the baseline trained on as
+many tokens, and against the one trained with as many FLOPs (within a percent).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+KEPT = (
+    "seed",
+    "parameters",
+    "layer_evaluations",
+    "schedule",
+    "steps",
+    "tokens",
+    "training_flops",
+    "bits_training",
+    "bits_true",
+    "accuracy",
+    "failed",
+)
+MARK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def keep(runs: Path, name: str) -> dict | None:
+    """What of a comparison's results is kept; None where it has not begun."""
+    table = runs / name / "table.json"
+    if not table.exists():
+        return None
+    models = {
+        model: [{key: result[key] for key in KEPT if result.get(key) is not None} for result in results]
+        for model, results in json.loads(table.read_text()).items()
+    }
+    for results in models.values():
+        for result in results:  # the texts that were looked at are not kept
+            for found in (result.get("accuracy") or {}).values():
+                if isinstance(found, dict):
+                    found.pop("shown", None)
+    command = f"undertow compare comparisons/{name}.yaml --out runs/comparisons/{name}"
+    return {"command": command, "models": models}
+
+
+def measured(found: Sequence[dict], key: str) -> dict[int, float]:
+    """Seed -> value, of the runs that have it."""
+    return {one["seed"]: one[key] for one in found if one.get(key) is not None}
+
+
+def spread(values: Sequence[float], sign: bool = False, digits: int = 4) -> str:
+    """Mean ± standard deviation over the seeds."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def difference(found: Sequence[dict], reference: Sequence[dict] | None, key: str, digits: int) -> str:
+    """The mean difference over the seeds that both have."""
+    if reference is None or reference is found:
+        return ""
+    own, other = measured(found, key), measured(reference, key)
+    return spread([own[seed] - other[seed] for seed in own if seed in other], sign=True, digits=digits)
+
+
+def reference(models: dict[str, list[dict]], name: str, key: str, tolerance: float) -> list[dict] | None:
+    """The baseline that got as much of `key` (`tokens`, `training_flops`) as the model `name`."""
+    amount = models[name][0].get(key) if models[name] else None
+    for other, found in models.items():
+        plain = found and other.startswith("baseline") and not name.startswith("baseline")
+        if plain and amount and abs(found[0].get(key, 0) / amount - 1) <= tolerance:
+            return found
+    return None
+
+
+def table(kept: dict) -> str:
+    """A comparison as a Markdown table."""
+    models = {name: found for name, found in kept["models"].items() if found}
+    scored = any("accuracy" in one for found in models.values() for one in found)
+    metric, digits = ("score", 3) if scored else ("bits_true", 4)
+    title = "sequence accuracy" if scored else "bits/byte, decoded truly"
+    heads = ["model", "parameters", "tokens", "training FLOPs", "seeds", title, "at equal tokens", "at equal FLOPs"]
+    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    if scored:
+        for found in models.values():
+            for one in found:
+                one["score"] = score(one)
+    for name, found in models.items():
+        values = list(measured(found, metric).values())
+        equal = {
+            key: difference(found, reference(models, name, key, tolerance), metric, digits)
+            for key, tolerance in (("tokens", 1e-6), ("training_flops", 0.01))
+        }
+        first = found[0]
+        cells = [
+            name,
+            f"{first['parameters']:,}" if "parameters" in first else "",
+            f"{first['tokens']:,}" if "tokens" in first else "",
+            f"{first['training_flops']:.3g}" if "training_flops" in first else "",
+            str(len(values)) if values else "diverged",
+            spread(values, digits=digits),
+            equal["tokens"],
+            equal["training_flops"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def score(result: dict) -> float | None:
+    """The accuracy over all test records, as `undertow eval` reports it first."""
+    found = result.get("accuracy")
+    return None if not found else found.get("generated", found["exact"])["accuracy"]
+
+
+def draw(kept: dict, path: Path) -> None:
+    """Accuracy by difficulty, a line a model: the mean over the seeds, and all seeds between the edges of its band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, found in kept["models"].items():
+        by_bucket: dict[int, list[float]] = {}
+        unit = ""
+        for one in found:
+            way = one.get("accuracy") or {}
+            for bucket in way.get("generated", way.get("exact", {})).get("buckets", []):
+                number, unit = (re.search(r"\d+", bucket["name"]), re.sub(r"\d+", "", bucket["name"]).strip())
+                by_bucket.setdefault(int(number[0]), []).append(bucket["accuracy"])
+        if by_bucket:
+            x = sorted(by_bucket)
+            axes.plot(x, [statistics.mean(by_bucket[n]) for n in x], label=name, linewidth=1.4)
+            axes.fill_between(x, [min(by_bucket[n]) for n in x], [max(by_bucket[n]) for n in x], alpha=0.2)
+            axes.set_xlabel(unit)
+    axes.set_ylabel("share of problems solved")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def fill(text: str, results: Path) -> str:
+    """A page with the tables of the results that are there set in."""
+
+    def block(match: re.Match) -> str:
+        path = results / f"{match[1]}.json"
+        if not path.exists():
+            return match[0]
+        kept = json.loads(path.read_text())
+        return f"<!-- results: {match[1]} -->\n{table(kept)}\n\n`{kept['command']}`\n<!-- end -->"
+
+    return MARK.sub(block, text)
+
+
+def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons") -> None:
+    names = names or sorted(path.stem for path in HERE.glob("*.yaml"))
+    (HERE / "results").mkdir(exist_ok=True)
+    for name in names:
+        kept = keep(runs, name)
+        if kept is not None:
+            (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+            print(f"\n{name}\n{table(kept)}")
+            if any("accuracy" in one for found in kept["models"].values() for one in found):
+                draw(kept, HERE / "results" / f"{name}.png")
+    if PAGE.exists():
+        PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,149 @@
+"""`undertow eval` on a run whose data is a task, and what of it is only measured when asked for."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from commands import call
+from sums import Sums, Tagged, tokenizer
+from undertow.data import Document, Rows
+from undertow.data.examples import Encoder
+from undertow.data.packing import pack, tokenise
+from undertow.evaluation import accuracy, incontext
+from undertow.recipe import Evaluation, Recipe, RecipeError
+from undertow.training import run
+
+VALUES = {
+    "name": "tiny",
+    "backbone": {
+        "family": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2
+    },
+    "time": "T2MLR(0, 1)",
+    "data": {"seq_len": 32},
+    "training": {"max_steps": 2, "batch_size": 4, "precision": "float32", "tensorboard": False},
+    "evaluation": {"points": 0, "new_tokens": 4, "records": 5},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lines(Sums):
+    kind = "text"
+    validation: int = 12
+
+    def draw(self, rng, split):
+        return {"text": " ".join(str(rng.randrange(1000)) for _ in range(20))}
+
+
+def data_of(task):
+    """What `open_data` returns for a task, with rows of plain sums whatever the task."""
+    texts = [Sums().example(record) for record in Sums(train=200).records("train")]
+    parts = [Document(str(i), example.prompt + example.response) for i, example in enumerate(texts)]
+    rows = Rows(pack(*tokenise(parts, tokenizer()), 32, 42))
+    size = torch.tensor([1] * 41 + [0, 0])
+    return SimpleNamespace(
+        train=rows, validation=rows.head(4), tokenizer=tokenizer(), token_bytes=size, task=task,
+        encoder=None if task is None else Encoder(tokenizer()),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run on sums, trained for two steps."""
+    place = tmp_path_factory.mktemp("run")
+    recipe = Recipe.parse(VALUES)
+    run.train(recipe, run.folder_for(recipe, place / "tiny"), device="cpu", data=data_of(Sums()))
+    return place / "tiny"
+
+
+@pytest.fixture
+def evaluated(capsys, monkeypatch, folder):
+    """`evaluated(task, *options)` -> (stdout, what is in evaluation.json); or, if it fails, (stderr, None)."""
+
+    def go(task, *options):
+        monkeypatch.setattr(run, "open_data", lambda recipe: data_of(task))
+        status, out, err = call(capsys, "eval", folder, "--device", "cpu", *options)
+        assert status in (0, 2)
+        return (err, None) if status else (out, json.loads((folder / "evaluation.json").read_text()))
+
+    return go
+
+
+def measured_alone(folder, task, way, **keywords):
+    model = run.load(folder, "cpu").model
+    records = list(task.records(keywords.pop("split", "test")))[: keywords.pop("records", 5)]
+    return json.loads(json.dumps(way(model, task, Encoder(tokenizer()), records, **keywords).to_dict()))
+
+
+def test_a_run_on_a_task_ends_with_its_accuracy(folder):
+    result = json.loads((folder / "result.json").read_text())["accuracy"]
+    assert set(result) == {"split", "exact", "generated"} and result["split"] == "test"
+    for way in (accuracy.exact, accuracy.generated):
+        assert result[way.__name__] == measured_alone(folder, Sums(), way)
+    assert result["exact"]["records"] == 5 and len(result["generated"]["shown"]) == 2
+
+
+def test_accuracy_options(evaluated, folder):
+    out, result = evaluated(Sums(), "--split", "validation", "--records", 4, "--samples", 3, "--pass-at", "1,2")
+    assert "on validation" in out and "pass@2" in out and "generated" in out
+    keywords = {"split": "validation", "records": 4}
+    alone = measured_alone(folder, Sums(), accuracy.generated, samples=3, pass_at=(1, 2), **keywords)
+    assert result["accuracy"]["generated"] == alone and alone["records"] == 4
+    assert result["accuracy"]["exact"] == measured_alone(folder, Sums(), accuracy.exact, **keywords)
+
+    _, result = evaluated(Tagged(), "--samples", 2)
+    assert set(result["accuracy"]) == {"split", "exact"}  # tags are not written
+    assert result["accuracy"]["exact"] == measured_alone(folder, Tagged(), accuracy.exact)
+
+
+def test_no_task_no_accuracy(evaluated, folder):
+    """Nothing is measured; what `result.json` holds is kept, as everything else in it."""
+    out, result = evaluated(Sums(), "--no-accuracy")
+    assert "on test" not in out and result["accuracy"] == json.loads((folder / "result.json").read_text())["accuracy"]
+    (folder / "result.json").rename(folder / "kept.json")
+    try:
+        out, result = evaluated(None)
+        assert "accuracy" not in result and "on test" not in out and "bits_true" in result
+    finally:
+        (folder / "kept.json").rename(folder / "result.json")
+
+
+def test_shots_lengths_and_loss_by_position(evaluated, folder):
+    out, result = evaluated(Sums(), "--shots", "0,2", "--records", 3)
+    assert "shots" in out and [one["shots"] for one in result["shots"]] == [0, 2]
+    model, records = run.load(folder, "cpu").model, list(Sums().records("test"))[:3]
+    alone = incontext.few_shot(model, Sums(), Encoder(tokenizer()), records, (0, 2))
+    assert result["shots"] == [one.to_dict() for one in alone]
+
+    out, result = evaluated(Lines(), "--lengths", "16, 64", "--icl", "--records", 9)
+    assert all(word in out for word in ("context", "perplexity", "early - late"))
+    assert [one["length"] for one in result["lengths"]] == [16, 64]
+    assert all(one["perplexity"] > 1 and one["bits_per_byte"] > 0 for one in result["lengths"])
+    assert (result["icl"]["length"], result["icl"]["documents"]) == (32, 9)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "line"),
+    [
+        (None, ["--accuracy"], "evaluation.accuracy: data.source is plain text"),
+        (Lines(), ["--accuracy"], "data.source is Lines, a task of kind 'text'"),
+        (None, ["--shots", "1"], "--shots: data.source must be a task with answers"),
+        (Tagged(), ["--shots", "1"], "--shots: data.source must be a task with answers"),
+        (Sums(), ["--shots", "1,x"], "--shots '1,x': must be whole numbers of at least 0"),
+        (Sums(), ["--lengths", "1"], "--lengths '1': must be whole numbers of at least 2"),
+        (Sums(), ["--pass-at", "2"], "evaluation.pass_at: 2: exceeds samples, 1"),
+        (Sums(), ["--split", "tests"], "evaluation.split: 'tests'"),
+        (Sums(), ["--records", "0"], "--records"),
+    ],
+)
+def test_mistakes_are_one_line(evaluated, task, options, line):
+    err, result = evaluated(task, *options)
+    assert result is None and line in err and err.count("\n") == 1
+
+
+def test_the_section():
+    assert Evaluation().records == 200 and Evaluation().accuracy is None
+    with pytest.raises(RecipeError, match=r"evaluation.pass_at: 6: exceeds samples, 5"):
+        Recipe.parse(VALUES | {"evaluation": {"samples": 5, "pass_at": [1, 6]}})

@@ -1,0 +1,99 @@
+"""Scores at several context lengths, against pieces of documents scored one at a time."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import undertow as ut
+from models import V, build
+from sums import CHARACTERS, Sums, Tagged, tokenizer
+from undertow.data import Document
+from undertow.data.packing import tokenise
+from undertow.evaluation.documents import validation_documents
+from undertow.evaluation.lengths import lengths, table
+from undertow.tasks import Task
+
+BYTES = torch.tensor([1] * 41 + [0, 0])
+
+
+def documents(sizes=(20, 3, 30)):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Document(str(i), "".join(CHARACTERS[int(j)] for j in torch.randint(41, (size,), generator=generator)))
+        for i, size in enumerate(sizes)
+    ]
+
+
+def nats_of(model, ids):
+    """Sum of nats of every token but the first."""
+    with torch.no_grad():
+        scores = model(torch.tensor([ids]), schedule=ut.Sequential()).logits[0].log_softmax(-1)
+    return -sum(float(scores[t - 1, ids[t]]) for t in range(1, len(ids)))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_lengths_equal_pieces_scored_alone(first):
+    """Longer contexts than the model was made for among them (its rotary embedding goes on)."""
+    model = build(time=ut.T2MLR(1, 2, carry="residual"), max_position_embeddings=17)
+    ids_L, counts = tokenise(documents(), tokenizer())
+    texts = [part.tolist() for part in torch.from_numpy(ids_L).split(counts.tolist())]
+    found = lengths(model, documents(), tokenizer(), BYTES, [24, 8, 17], batch_size=3, first=first)
+    assert [one.length for one in found] == [24, 8, 17]
+    for one in found:
+        n = one.length
+        pieces = [text[i : i + n] for text in texts for i in range(0, n if first else len(text), n)]
+        nats, tokens = sum(nats_of(model, piece) for piece in pieces), sum(len(piece) - 1 for piece in pieces)
+        size = sum(int(BYTES[piece[1:]].sum()) for piece in pieces)
+        assert (one.bits.tokens, one.bits.bytes) == (tokens, size)
+        assert one.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+        assert one.bits.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+        assert one.to_dict()["perplexity"] == one.perplexity
+
+
+def test_learned_positions_are_not_exceeded():
+    model = build("gpt2", n_positions=16)
+    with pytest.warns(UserWarning, match="lengths: 17, 64: not possible, the model has 16 learned positions"):
+        found = lengths(model, documents(), tokenizer(), BYTES, [8, 16, 17, 64])
+    assert [one.bits is None for one in found] == [False, False, True, True]
+    assert found[2].to_dict() == {
+        "length": 17, "perplexity": None, "bits_per_byte": None, "nats": None, "tokens": None, "bytes": None
+    }  # fmt: skip
+    assert table(found).row_count == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lengths(model, documents(), tokenizer(), BYTES, [16])
+
+
+def test_validation_documents(tmp_path):
+    """Text as it is, tokens as text, prompt and response, inputs; plain text is read as it is for training."""
+
+    class Told(Task):
+        def records(self, split):
+            return iter([{"text": "abc", "input_ids": [1, 2, 0]}, {"text": "b", "input_ids": [3]}])
+
+    for kind, expected in (("text", ["abc", "b"]), ("tokens", ["120", "3"])):
+        task = type("Told", (Told,), {"kind": kind})()
+        found = validation_documents("unread", None, task, tokenizer())
+        assert [document.text for document in found] == expected
+        assert validation_documents("unread", None, task, tokenizer(), 1) == found[:1]
+    record = next(Sums().records("validation"))
+    example, tags = Sums().example(record), Tagged().example(record)
+    assert validation_documents("unread", None, Sums(), tokenizer())[0].text == example.prompt + example.response
+    assert validation_documents("unread", None, Tagged(), tokenizer())[0].text == tags.input
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(name * 9)
+    source, held_out = str(tmp_path / "a.txt"), [str(tmp_path / "b.txt"), str(tmp_path / "c.txt")]
+    found = validation_documents(source, held_out, None, tokenizer())
+    assert sorted(document.text for document in found) == ["b" * 9, "c" * 9]
+    assert len(validation_documents(source, held_out, None, tokenizer(), 1)) == 1
+
+
+def test_bad_input():
+    model = build(vocab_size=V)
+    for wrong, line in (([1], "lengths: 1: must be at least 2"), ([8, 0], "lengths: 0: must be")):
+        with pytest.raises(ValueError, match=line):
+            lengths(model, documents(), tokenizer(), BYTES, wrong)
+    with pytest.raises(ValueError, match="no validation documents"):
+        lengths(model, [], tokenizer(), BYTES, [8])

@@ -1,0 +1,162 @@
+"""Training on tasks and on streams: what a run writes, and that it goes on exactly where it was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import Kill, losses, trained, weights
+
+import tiny_tasks
+from undertow.data import collate
+from undertow.recipe import Recipe, RecipeError
+from undertow.tasks import TASKS
+from undertow.training import run
+
+TESTS = Path(__file__).parents[1]
+STREAM = {"source": "Pages(count=120)", "stream": True, "documents": 12}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    for name, cls in tiny_tasks.CLASSES.items():
+        monkeypatch.setitem(TASKS, name, cls)
+
+
+def parse(values, source, **training):
+    """A tiny recipe on a task; its logs are not at the steps of its checkpoints."""
+    data = {key: values["data"][key] for key in ("seq_len", "cache_dir")} | {"vocab_size": 300}
+    data |= source if isinstance(source, dict) else {"source": source}
+    settings = values["training"] | {"log_every": 2, "max_steps": 5} | training
+    evaluation = {"points": 1, "rows": 4, "new_tokens": 2}
+    return Recipe.parse(values | {"data": data, "training": settings, "evaluation": evaluation})
+
+
+def same_weights(a, b):
+    expected = weights(b)
+    return all(torch.equal(tensor, expected[name]) for name, tensor in weights(a).items())
+
+
+def timeless(result):
+    return {key: value for key, value in result.items() if not key.endswith("tokens_per_second")}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["Sums()", pytest.param("Parity()", marks=pytest.mark.slow), pytest.param(STREAM, marks=pytest.mark.slow)],
+    ids=["answers", "tags", "stream"],
+)
+def test_a_task_is_trained_and_resumes_bit_for_bit(source, values, tmp_path):
+    """What a log averages must not reach back over a checkpoint, or the resumed run would log something else."""
+    recipe = parse(values, source)
+    result = trained(recipe, tmp_path / "whole")
+    assert 0 < result["waste"]["train"] < 0.6 and 0 <= result["waste"]["validation"] < 0.6
+    assert result["bits_true"] > 0 and losses(tmp_path / "whole")[-1][1] < losses(tmp_path / "whole")[0][1]
+    assert [step for step, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5]
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path / "killed", callbacks=[Kill(4)])
+    again = trained(recipe, tmp_path / "killed", resume=True)
+    assert timeless(again) == timeless(result) == timeless(json.loads((tmp_path / "killed/result.json").read_text()))
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    saved = run.load(tmp_path / "whole", "cpu")
+    assert saved.recipe == recipe and saved.tokenizer.get_vocab() == run.open_data(recipe).tokenizer.get_vocab()
+
+
+def test_a_stream_is_read_in_order_past_its_end_and_from_where_it_was(values, tmp_path, monkeypatch):
+    """With micro-batches: each row exactly once, no row read again after a kill, none left out."""
+    recipe = parse(values, STREAM | {"source": "Pages(count=30)"}, accumulation=2, max_steps=7)
+    seen = []
+
+    def record(rows):
+        seen.extend(row["input_ids"].tolist() for row in rows)
+        return collate(rows)
+
+    monkeypatch.setattr(run, "collate", record)
+    stream = run.open_data(recipe).train.head(7 * 4 * 2)
+    with pytest.warns(UserWarning, match="the stream ended after"):
+        expected = [stream[i]["input_ids"].tolist() for i in range(len(stream))]
+    with pytest.warns(UserWarning, match="the stream ended after"), pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path / "killed", callbacks=[Kill(5)])
+    assert seen[: 5 * 8] == expected[: 5 * 8]
+    seen.clear()
+    with pytest.warns(UserWarning, match="the stream ended after"), pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path / "killed", resume=True, callbacks=[Kill(7)])
+    assert seen == expected[3 * 8 :], "from the checkpoint of step 3 on"
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(values, tmp_path):
+    for workers in (0, 2):
+        trained(parse(values, STREAM, workers=workers, max_steps=3), tmp_path / str(workers))
+    assert same_weights(tmp_path / "0", tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_pauses_in_a_stream_of_examples(values, tmp_path):
+    """Labels, positions and the memory mask stay aligned; what is drawn depends on the row's number."""
+    pause = {"pause": {"token": "<|endoftext|>", "mean": 0.5, "only_recurrent": True}}
+    recipe = parse(values, {"source": "Sums()", "stream": True, "documents": 20} | pause, max_steps=4)
+    trained(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path / "killed", callbacks=[Kill(4)])
+    trained(recipe, tmp_path / "killed", resume=True)
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_resuming_on_other_data_names_the_difference(values, tmp_path):
+    run.folder_for(parse(values, "Sums()"), tmp_path / "a")
+    with pytest.raises(RecipeError, match="data.source is .*'train': 60.* there and .*'train': 9.* here"):
+        run.folder_for(parse(values, "Sums(train=9)"), tmp_path / "a", resume=True)
+    run.folder_for(parse(values, {"source": {"task": "Sums", "train": 60}}), tmp_path / "a", resume=True)
+    with pytest.raises(RecipeError, match="data.stream is False there and True here"):
+        run.folder_for(parse(values, {"source": "Sums()", "stream": True}), tmp_path / "a", resume=True)
+
+
+def test_a_model_from_scratch_has_the_tasks_vocabulary(values):
+    recipe = parse(values, "Parity()")
+    assert run.build_model(recipe).config.get_text_config().vocab_size == 5
+    assert run.build_model(parse(values, "Sums()")).config.get_text_config().vocab_size == 300
+
+
+@pytest.mark.slow
+def test_two_processes_read_alternate_batches_and_resume(values, tmp_path):
+    """Two ranks of half the batch are trained on the rows of one process, and go on after a kill."""
+    values = values | {"backbone": values["backbone"] | {"attention_dropout": 0.0}}
+    for batch, name, ranks in ((4, "one", 1), (2, "two", 2)):
+        recipe = parse(values, STREAM, batch_size=batch, max_steps=8)
+        recipe.save(tmp_path / f"{name}.yaml")
+        _torchrun(ranks, tmp_path / f"{name}.yaml", tmp_path / name)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(two[key], one[key], atol=1e-4) for key in one), "the same rows in every step"
+    _torchrun(2, tmp_path / "two.yaml", tmp_path / "killed", kill=5)
+    _torchrun(2, tmp_path / "two.yaml", tmp_path / "killed", resume=True)
+    assert same_weights(tmp_path / "killed", tmp_path / "two")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "two")
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r}); sys.path.insert(0, {tests!r} + "/training")
+import tiny_tasks
+from training_runs import Kill, trained
+from undertow import recipe
+from undertow.tasks import TASKS
+TASKS.update(tiny_tasks.CLASSES)
+try:
+    trained(recipe.load({recipe!r}), __import__("pathlib").Path({folder!r}), resume={resume}, callbacks=[Kill({kill})])
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def _torchrun(ranks, recipe, folder, kill=-1, resume=False):
+    script = recipe.with_suffix(".py")
+    script.write_text(SCRIPT.format(tests=str(TESTS), recipe=str(recipe), folder=str(folder), resume=resume, kill=kill))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
