@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -373,6 +374,16 @@ def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path, monkeypatch, values, whole
     with pytest.raises(RecipeError, match="cannot resume, threads is 1 there and 2 here"):
         sweep.prepare(tiny(tmp_path, values, seeds=[0], threads=2), folder, 1)
     assert sweep.prepare(tiny(tmp_path, values, seeds=[0], threads=None), folder, 1) == 1  # what it began with
+
+
+def test_a_run_killed_after_its_last_step_takes_no_other(tmp_path, values, wholes):
+    plan, folder = tiny(tmp_path, values, seeds=[0]), tmp_path / "out"
+    ((name, one),) = plan.runs.items()
+    shutil.copytree(wholes(name, one), folder / "runs" / name)
+    for _ in range(2):
+        (folder / "runs" / name / "result.json").unlink()
+        launch.work(folder / "runs" / name, "cpu")
+        same(plan, folder, wholes)
 
 
 @pytest.mark.slow
