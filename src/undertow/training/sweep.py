@@ -242,6 +242,8 @@ def _runs(file: Path, settings: Sweep, overrides: Sequence[str]) -> dict[str, Ru
     models = _models(file, settings)
     shared = [*_texts(settings.set), *overrides]
     swept = {text.partition("=")[0].strip() for text in overrides}
+    for key in settings.grid.keys() & _flat(settings.set).keys():
+        raise RecipeError(f"set.{key}: is in the grid too")
     made: dict[str, Run] = {}
     for name, model, values in _points(settings, models):
         for key in values:
@@ -339,7 +341,7 @@ def label(model: str, values: Mapping[str, Any]) -> str:
 
 
 def _word(value) -> str:
-    """A value in letters that a folder may have: `Cyclic(8, 3)` as "Cyclic_8_3"."""
+    """A value in letters that a folder may have: `Cyclic(4, n=1)` as "Cyclic_4_n=1"."""
     said = value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
     return re.sub(r"[^\w.+-]+", "_", said).strip("_")[:60]
 
