@@ -53,7 +53,7 @@ def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> 
 
 def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
     """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples; of a task
-    its accuracy.
+    its accuracy (`solved`: the share of its records that are, by generation where there is something to write).
 
     Args:
         schedules: more schedules, as one types them (`"Cyclic(16, 2)"`).
@@ -94,7 +94,8 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         for prompt in prompts
     ]
     if on_task:
-        result["accuracy"] = accuracy.measure(model, data, settings)
+        found = result["accuracy"] = accuracy.measure(model, data, settings)
+        result["solved"] = found.get("generated", found["exact"])["accuracy"]
     return result
 
 
