@@ -175,7 +175,7 @@ def run(
         watch: shows how far it is.
 
     Returns:
-        Model -> one result a seed (`training.run.measure`). A model that diverged has `{"failed": why}`.
+        Model -> one result a seed (`training.result.measure`). A model that diverged has `{"failed": why}`.
     """
     from undertow.training import budget
     from undertow.training import run as runs
