@@ -143,7 +143,7 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
 def costs(plan: Plan) -> list[dict[str, Any]]:
     """What every run will be and cost, nothing trained and no data opened: rows as `training.result.describe` has them.
 
-    The vocabulary is that of `data.tokenizer`, else `data.vocab_size`.
+    The vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size`.
     """
     from undertow.training import budget, result
 
