@@ -143,7 +143,7 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
 def costs(plan: Plan) -> list[dict[str, Any]]:
     """What every run will be and cost, nothing trained and no data opened: rows as `training.result.describe` has them.
 
-    The vocabulary is that of `data.tokenizer`, else `data.vocab_size`.
+    The vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size`.
     """
     from undertow.training import budget, result
 
@@ -341,7 +341,7 @@ def label(model: str, values: Mapping[str, Any]) -> str:
 
 
 def _word(value) -> str:
-    """A value in letters that a folder may have: `Cyclic(4, n=1)` as "Cyclic_4_n=1"."""
+    """A value in letters that a folder may have: `Cyclic(8, 3)` as "Cyclic_8_3"."""
     said = value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
     return re.sub(r"[^\w.+-]+", "_", said).strip("_")[:60]
 
