@@ -27,6 +27,7 @@ KEPT = (
     "training_flops",
     "bits_training",
     "bits_true",
+    "solved",
     "accuracy",
     "failed",
 )
@@ -85,15 +86,11 @@ def reference(models: dict[str, list[dict]], name: str, key: str, tolerance: flo
 def table(kept: dict) -> str:
     """A comparison as a Markdown table."""
     models = {name: found for name, found in kept["models"].items() if found}
-    scored = any("accuracy" in one for found in models.values() for one in found)
-    metric, digits = ("score", 3) if scored else ("bits_true", 4)
-    title = "sequence accuracy" if scored else "bits/byte, decoded truly"
+    solved = any("solved" in one for found in models.values() for one in found)
+    metric, digits = ("solved", 3) if solved else ("bits_true", 4)
+    title = "problems solved" if solved else "bits/byte, decoded truly"
     heads = ["model", "parameters", "tokens", "training FLOPs", "seeds", title, "at equal tokens", "at equal FLOPs"]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    if scored:
-        for found in models.values():
-            for one in found:
-                one["score"] = score(one)
     for name, found in models.items():
         values = list(measured(found, metric).values())
         equal = {
@@ -113,12 +110,6 @@ def table(kept: dict) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def score(result: dict) -> float | None:
-    """The accuracy over all test records, as `undertow eval` reports it first."""
-    found = result.get("accuracy")
-    return None if not found else found.get("generated", found["exact"])["accuracy"]
 
 
 def draw(kept: dict, path: Path) -> None:

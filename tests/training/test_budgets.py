@@ -115,6 +115,13 @@ def test_a_run_says_what_it_cost(values, tmp_path):
     assert result["training_flops"] == result["steps"] * 4 * budget.flops_per_row(model, 32)
 
 
+def test_what_is_counted_before_training_has_the_tasks_own_vocabulary(values):
+    recipe = Recipe.parse(values | {"data": {"source": "S5()", "seq_len": 32}})
+    head = budget.on_meta(recipe).get_output_embeddings().weight
+    assert head.is_meta and len(head) == len(recipe.data.source.tokenizer()) < 384
+    assert len(budget.on_meta(Recipe.parse(values)).get_output_embeddings().weight) == 384
+
+
 def test_a_comparison_at_equal_tokens_per_parameter():
     backbone = {"family": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     shared = {"backbone": backbone, "data": {"seq_len": 32}, "training": {"batch_size": 4}, "models": [{"name": "a"}]}

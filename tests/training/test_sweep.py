@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +125,7 @@ def test_a_limit_of_the_sweep_replaces_those_of_the_recipe(tmp_path):
         ({"grid": {"seed": []}}, "grid.seed: []: needs at least one value"),
         ({"grid": {"seed": [1, 1]}}, "grid.seed: [1, 1]: a value is given twice"),
         ({"grid": {"seed": 3}}, "grid.seed: 3: should be a valid list"),
+        ({"grid": {"seed": [3]}, "set": {"seed": 4}}, "set.seed: is in the grid too"),
         ({"grid": {"name": ["x"]}}, "grid.name: cannot be swept"),
         ({"grid": {"training.lr": [1]}}, "run lr=1: training.lr: unknown key (value 1); did you mean"),
         ({"grid": {"training.learning_rate": ["x"]}}, "run learning_rate=x: training.learning_rate: 'x'"),
@@ -170,7 +173,7 @@ def test_shipped_sweeps_load(path):
 # ---------------------------------------------------------------------- who works on what: workers without a model
 
 STUB = """
-import json, sys, time, types
+import json, os, sys, time, types
 from pathlib import Path
 
 def train(recipe, place, resume, device):
@@ -182,8 +185,9 @@ def train(recipe, place, resume, device):
     if "mute" in place.name:
         sys.stderr.write("a word\\nthe last word\\n")
         sys.stderr.flush()
-        import os
         os._exit(3)
+    if "killed" in place.name:
+        os.kill(os.getpid(), 9)
     if "slow" in place.name:
         time.sleep(60)
     (place / "result.json").write_text(json.dumps({"seed": 0, "resumed": resume}))
@@ -222,11 +226,14 @@ def stubs(tmp_path, monkeypatch):
 
 
 def test_failures_are_recorded_and_the_others_go_on(stubs):
-    places, watch = stubs("a", "bad", "mute", "b"), Quiet()
+    places, watch = stubs("a", "bad", "mute", "killed", "b"), Quiet()
     launch.local(places, 2, 1, "cpu", watch)
-    assert [launch.state(place) for place in places.values()] == ["finished", "failed", "failed", "finished"]
+    assert [launch.state(place) for place in places.values()] == ["finished", *["failed"] * 3, "finished"]
     assert sorted(watch.ended) == sorted(places) and watch.most == 2
-    said = {name: json.loads((places[name] / "failed.json").read_text())["failed"] for name in ("bad", "mute")}
+    said = {
+        name: json.loads((places[name] / "failed.json").read_text())["failed"] for name in ("bad", "mute", "killed")
+    }
+    assert said.pop("killed").startswith("killed by SIGKILL; ")
     assert said == {"bad": "two lines", "mute": "exit status 3: the last word"}
     assert "Traceback" in (places["bad"] / "log.txt").read_text()
     launch.local(places, 2, 1, "cpu", Quiet())  # all has been said already
@@ -369,14 +376,27 @@ def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path, monkeypatch, values, whole
     assert sweep.prepare(tiny(tmp_path, values, seeds=[0], threads=None), folder, 1) == 1  # what it began with
 
 
+def test_a_run_killed_after_its_last_step_takes_no_other(tmp_path, values, wholes):
+    plan, folder = tiny(tmp_path, values, seeds=[0]), tmp_path / "out"
+    ((name, one),) = plan.runs.items()
+    shutil.copytree(wholes(name, one), folder / "runs" / name)
+    for _ in range(2):
+        (folder / "runs" / name / "result.json").unlink()
+        launch.work(folder / "runs" / name, "cpu")
+        same(plan, folder, wholes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(4))
 def test_killed_again_and_again_at_random_moments(tmp_path, values, wholes, trial):
     plan, folder = tiny(tmp_path, values), tmp_path / "out"
-    generator = torch.Generator().manual_seed(trial)
+    chosen = random.Random(trial)
     for _ in range(4):
         process = begin(plan, folder, 2)
-        time.sleep(20 * float(torch.rand((), generator=generator)))
+        step = chosen.randint(0, 8)  # before any, or soon after one
+        place = folder / "runs" / chosen.choice(list(plan.runs))
+        until(lambda p=process, f=place, s=step: launch.newest(f).get("step", 0) >= s or not p.is_alive())
+        time.sleep(chosen.random() * (0.3 if step else 10))
         if process.is_alive():
             kill(process)
     sweep.run(plan, folder, Quiet(), 2, "cpu")
@@ -405,6 +425,8 @@ def test_a_dry_run_lists_runs_and_costs_and_makes_nothing(capsys, tmp_path, monk
     )
     status, out, err = call(capsys, "sweep", "r.yaml", "--dry-run")
     assert status == 0 and "r: 2 runs" in out and "training FLOPs" in out, err
+    status, _, err = call(capsys, "sweep", "r.yaml", "--dry-run", "--set", "training.max_step=3")
+    assert status == 2 and err.count("\n") == 1 and "training.max_step: unknown key" in err
     assert not (tmp_path / "runs").exists()
     plan = sweep.load("r.yaml")
     one, two = sweep.costs(plan)

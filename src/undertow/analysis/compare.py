@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -175,7 +175,7 @@ def run(
         watch: shows how far it is.
 
     Returns:
-        Model -> one result a seed (`training.run.measure`). A model that diverged has `{"failed": why}`.
+        Model -> one result a seed (`training.result.measure`). A model that diverged has `{"failed": why}`.
     """
     from undertow.training import budget
     from undertow.training import run as runs
@@ -233,8 +233,10 @@ def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str
     }
     (folder / "curves.json").write_text(json.dumps({"seeds": list(plan.seeds), "models": points}, indent=1))
     plots.curves(points, folder / "curves.png", title=plan.name)
-    head = ["model", *(title.replace("\n", " ") for title, _ in COLUMNS)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(name, found) for name, found in results.items())]
+    columns = columns_of(results.values())
+    head = ["model", *(title.replace("\n", " ") for title, _ in columns)]
+    rows = ([name, *(cell(found) for _, cell in columns)] for name, found in results.items())
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     text = [f"# Samples: {plan.name}\n"]
     samples = {name: found[0].get("samples", []) for name, found in results.items()}
@@ -253,10 +255,10 @@ def table(
     """What was measured, a model a row; several seeds as mean ± standard deviation.
 
     Args:
-        columns: titles, and what is written of the results of one row; None: `COLUMNS`.
+        columns: titles, and what is written of the results of one row; None: `columns_of` the results.
         first: title of the names.
     """
-    columns = COLUMNS if columns is None else columns
+    columns = columns_of(results.values()) if columns is None else columns
     made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     made.add_column(first, overflow="fold")
     for title, _ in columns:
@@ -299,8 +301,13 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 
 
-def _row(name: str, found: Sequence[dict]) -> list[str]:
-    return [name, *(cell(found) for _, cell in COLUMNS)]
+SOLVED = ("problems\nsolved", number("solved", "{:.3f}".format))  # of a task's test split
+
+
+def columns_of(results: Iterable[Sequence[dict]], columns: Sequence[tuple[str, Cell]] = COLUMNS) -> list:
+    """The columns, and `SOLVED` where any of the results is a task's."""
+    solved = any("solved" in result for found in results for result in found)
+    return [*columns, SOLVED] if solved else list(columns)
 
 
 def _fenced(text: str) -> str:

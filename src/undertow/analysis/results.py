@@ -94,7 +94,7 @@ def table(found: Sequence[Mapping], short: bool = False) -> Table:
         if row["state"] == "finished":
             groups.setdefault(row["group"], []).append(row["result"])
     columns = [column for column in COLUMNS if not (short and column[0] in _FILES)]
-    return compare.table(groups, columns, "run")
+    return compare.table(groups, compare.columns_of(groups.values(), columns), "run")
 
 
 def costs(runs: Mapping[str, Sequence[dict]]) -> Table:

@@ -118,7 +118,8 @@ def evaluations_per_token(model) -> float:
 def on_meta(recipe: Recipe):
     """The model of a recipe without weights, to be counted: its data are not opened, no weights are read.
 
-    Its vocabulary is that of `data.tokenizer`, else `data.vocab_size` (a tokenizer that is trained may have fewer).
+    Its vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size` (a tokenizer
+    that is trained may have fewer).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -126,10 +127,13 @@ def on_meta(recipe: Recipe):
     from undertow.backbone.known import pretrained_config
     from undertow.data import load_tokenizer
     from undertow.model import wrap
+    from undertow.tasks import Task
     from undertow.training.run import build_model
 
-    base = recipe.backbone
-    tokenizer = None if recipe.data.tokenizer is None else load_tokenizer(recipe.data.tokenizer)
+    base, data = recipe.backbone, recipe.data
+    tokenizer = data.source.tokenizer() if isinstance(data.source, Task) else None
+    if data.tokenizer is not None:
+        tokenizer = load_tokenizer(data.tokenizer)
     with torch.random.fork_rng([]), torch.device("meta"):
         if base.pretrained is None:
             return build_model(recipe, tokenizer)

@@ -176,7 +176,7 @@ def slurm(
     left = [name for name in open_ if name not in jobs and state(places[name]) == "open"]
     if left:
         with executor.batch():
-            new = {name: executor.submit(Job(), places[name], device, threads) for name in left}
+            new = {name: executor.submit(Job(), places[name].absolute(), device, threads) for name in left}
         jobs |= new
         write_text(known, json.dumps(ids | {name: job.job_id for name, job in new.items()}))
     over: set[str] = set()
@@ -204,6 +204,7 @@ def _until_settled(places: Mapping[str, Path], tend: Tend, watch: Watch, poll: f
             left.remove(name)
             watch.settled(name)
         if not left:
+            watch.running({})
             return
         shown = tend(*([name for name in left if found[name] == one] for one in ("open", "held")))
         watch.running({name: newest(places[name]) for name in shown})

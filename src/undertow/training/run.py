@@ -13,13 +13,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -28,18 +25,17 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from undertow import recipe as recipes
-from undertow.analysis import label
 from undertow.data import build, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
-from undertow.evaluation import accuracy, bits, future, samples, speed
+from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
-from undertow.recipe import Recipe, RecipeError, component
-from undertow.schedules import Converge, Sequential
+from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import Task
 from undertow.training import budget, checkpoints, optimisers, trainer
-from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics, read_metrics
+from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics
 from undertow.training.precision import device_of
+from undertow.training.result import Loaded, describe, measure, training_speed
 from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights depend on.
@@ -47,15 +43,6 @@ FREE = {
     "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics"),
     "data": ("cache_dir",),
 }
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A trained model, ready to use."""
-
-    model: Any
-    tokenizer: Any
-    recipe: Recipe | None
 
 
 def pick_folder(name: str, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
@@ -270,81 +257,10 @@ def train(
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
         result |= measure(loaded, data)
-        result["training_tokens_per_second"] = _training_speed(folder)
+        result["training_tokens_per_second"] = training_speed(folder)
         write_json(finished, result)
     state.wait_for_everyone()
     return json.loads(finished.read_text())
-
-
-def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> dict:
-    """What the run was: sizes and cost. FLOPs are of all training, `layer_evaluations` of one token when decoding.
-
-    `effective_compute` is tokens per (scaling) parameter times the schedule's multiplier; `training.budget` says how
-    both are counted.
-    """
-    tokens, scaling = steps * rows * recipe.data.seq_len, budget.scaling_parameters(model)
-    multiplier = budget.token_compute_multiplier(model, recipe.data.seq_len)
-    return {
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "scaling_parameters": scaling,
-        "layer_evaluations": budget.evaluations_per_token(model),
-        "schedule": label(model.schedule),
-        "steps": steps,
-        "tokens": tokens,
-        "tokens_per_parameter": tokens / scaling,
-        "token_compute_multiplier": multiplier,
-        "effective_compute": tokens / scaling * multiplier,
-        "training_flops": steps * rows * row_flops,
-    }
-
-
-def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
-    """Bits per byte under the training schedule, under true decoding and under `schedules`; speed; samples; of a task
-    its accuracy.
-
-    Args:
-        schedules: more schedules, as one types them (`"Cyclic(16, 2)"`).
-    """
-    if loaded.recipe is None:
-        raise ValueError("measure: the model comes with no recipe, so its evaluation settings are unknown")
-    model, settings, rows = loaded.model, loaded.recipe.evaluation, data.validation
-    on_task = accuracy.wanted(data, settings)
-
-    def bits_under(schedule) -> dict:
-        return bits.bits_per_byte(
-            model, rows, data.token_bytes, schedule, settings.batch_size, settings.precision
-        ).to_dict()
-
-    trained = bits_under(model.schedule)
-    result = {
-        "bits_training": trained["bits_per_byte"],
-        "bits_true": None,
-        "evaluations": {label(model.schedule): trained},
-    }
-    # A model without a state over time is trained under Converge() too, which is one sweep then: measured once.
-    others = [
-        Converge(),
-        *([Sequential()] if settings.sequential else []),
-        *(component("schedule", text) for text in schedules),
-    ]
-    for schedule in others:
-        if label(schedule) not in result["evaluations"]:
-            result["evaluations"][label(schedule)] = bits_under(schedule)
-    result["bits_true"] = result["evaluations"][label(Converge())]["bits_per_byte"]
-    if model.config.future is not None:
-        result["future"] = future.future_losses(model, rows, model.schedule, settings.batch_size)
-    ids = torch.as_tensor(rows[0]["input_ids"])
-    prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
-    result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)
-    result["samples"] = [
-        {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
-        for prompt in prompts
-    ]
-    if on_task:
-        result["accuracy"] = accuracy.measure(model, data, settings)
-    return result
 
 
 def load(folder: Path, device: str = "auto") -> Loaded:
@@ -396,9 +312,3 @@ def write_json(path: Path, value) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1))
     part.replace(path)
-
-
-def _training_speed(folder: Path) -> float | None:
-    """The median of the logged tokens per second (the first log includes warming up)."""
-    logged = [m["tokens_per_second"] for m in read_metrics(folder / "metrics.jsonl") if "tokens_per_second" in m]
-    return statistics.median(logged[1:] or logged) if logged else None

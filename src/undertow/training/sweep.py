@@ -141,11 +141,11 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def costs(plan: Plan) -> list[dict[str, Any]]:
-    """What every run will be and cost, nothing trained and no data opened: rows as `training.run.describe` has them.
+    """What every run will be and cost, nothing trained and no data opened: rows as `training.result.describe` has them.
 
-    The vocabulary is that of `data.tokenizer`, else `data.vocab_size`.
+    The vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size`.
     """
-    from undertow.training import budget, run
+    from undertow.training import budget, result
 
     made: dict[str, dict] = {}  # models that differ in their weights only are costed once
     rows = []
@@ -157,7 +157,7 @@ def costs(plan: Plan) -> list[dict[str, Any]]:
             row_flops, seq_len = budget.flops_per_row(model, recipe.data.seq_len), recipe.data.seq_len
             steps = budget.steps_for(recipe.training, row_flops, seq_len, 1, budget.scaling_parameters(model))
             rows_step = recipe.training.batch_size * recipe.training.accumulation
-            made[key] = run.describe(model, recipe, steps, rows_step, row_flops)
+            made[key] = result.describe(model, recipe, steps, rows_step, row_flops)
         rows.append(made[key] | {"name": one.name, "seed": recipe.seed})
     return rows
 
@@ -242,6 +242,8 @@ def _runs(file: Path, settings: Sweep, overrides: Sequence[str]) -> dict[str, Ru
     models = _models(file, settings)
     shared = [*_texts(settings.set), *overrides]
     swept = {text.partition("=")[0].strip() for text in overrides}
+    for key in settings.grid.keys() & _flat(settings.set).keys():
+        raise RecipeError(f"set.{key}: is in the grid too")
     made: dict[str, Run] = {}
     for name, model, values in _points(settings, models):
         for key in values:
@@ -339,7 +341,7 @@ def label(model: str, values: Mapping[str, Any]) -> str:
 
 
 def _word(value) -> str:
-    """A value in letters that a folder may have: `ReuseMap([2, 1])` as "ReuseMap_2_1"."""
+    """A value in letters that a folder may have: `Cyclic(8, 3)` as "Cyclic_8_3"."""
     said = value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
     return re.sub(r"[^\w.+-]+", "_", said).strip("_")[:60]
 

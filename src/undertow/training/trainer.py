@@ -119,6 +119,12 @@ class UndertowTrainer(Trainer):
             self._parts.setdefault("future_loss", []).append(outputs.future_losses.detach().float() * share)
         return (loss, outputs) if return_outputs else loss
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint: the base class would
+            self.control.should_training_stop = True  # take one step too many before it looks
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
