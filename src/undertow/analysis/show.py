@@ -19,7 +19,7 @@ from rich.text import Text
 from undertow.analysis import flops, label
 from undertow.analysis.flops import ROUNDS
 from undertow.edges import Edge
-from undertow.model import UndertowForCausalLM, from_scratch, wrap
+from undertow.model import UndertowForCausalLM, from_scratch
 from undertow.plan import EMBED, NORM, Block, Plan, Step, Visit, each_layer_once
 from undertow.recipe import Recipe
 from undertow.recipe import load as load_recipe
@@ -69,24 +69,10 @@ def _model(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
     if isinstance(target, UndertowForCausalLM):
         config = target.config.get_text_config()
         return config.model_type, target, min(LONGEST, config.max_position_embeddings) if T is None else T
+    from undertow.training.budget import on_meta
+
     recipe = target if isinstance(target, Recipe) else load_recipe(target)
-    return recipe.name, _on_meta(recipe), recipe.data.seq_len if T is None else T
-
-
-def _on_meta(recipe: Recipe) -> UndertowForCausalLM:
-    """The model of a recipe, without weights (of a pretrained one, only the config is read)."""
-    from transformers import AutoModelForCausalLM
-
-    from undertow.backbone.known import pretrained_config
-    from undertow.training.run import build_model
-
-    base = recipe.backbone
-    with torch.random.fork_rng([]), torch.device("meta"):
-        if base.pretrained is None:
-            return build_model(recipe)
-        lm = AutoModelForCausalLM.from_config(pretrained_config(base.pretrained, base.revision))
-        future = None if recipe.future is None else recipe.future.model_dump()
-        return wrap(lm, recipe.depth, recipe.time, recipe.schedule, future)
+    return recipe.name, on_meta(recipe), recipe.data.seq_len if T is None else T
 
 
 def _summary(model: UndertowForCausalLM) -> str:

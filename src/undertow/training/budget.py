@@ -118,8 +118,8 @@ def evaluations_per_token(model) -> float:
 def on_meta(recipe: Recipe):
     """The model of a recipe without weights, to be counted: its data are not opened, no weights are read.
 
-    Its vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size` (a tokenizer
-    that is trained may have fewer).
+    Its vocabulary is `backbone.vocab_size`, else that of `data.tokenizer`, else of the task's own tokenizer, else
+    `data.vocab_size` (a tokenizer that is trained may have fewer).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -132,7 +132,7 @@ def on_meta(recipe: Recipe):
 
     base, data = recipe.backbone, recipe.data
     tokenizer = data.source.tokenizer() if isinstance(data.source, Task) else None
-    if data.tokenizer is not None:
+    if data.tokenizer is not None and "vocab_size" not in (base.model_extra or {}) and base.pretrained is None:
         tokenizer = load_tokenizer(data.tokenizer)
     with torch.random.fork_rng([]), torch.device("meta"):
         if base.pretrained is None:
