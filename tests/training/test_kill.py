@@ -31,6 +31,7 @@ SPEEDS = ("tokens_per_second", "training_tokens_per_second", "generation_tokens_
 TRAIN = """
 import os, signal, sys
 import tiny_tasks
+import undertow.training.run
 from undertow.cli import main
 from undertow.tasks import TASKS
 
@@ -47,11 +48,8 @@ def watch(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-try:
-    main()
-finally:
-    if kill_at == 0:
-        print("changes:", seen)
+print("ready", flush=True)
+main()
 """
 
 
@@ -88,16 +86,18 @@ class Runs:
         return ["train", self.killed.with_name("recipe.yaml"), "--out", self.killed, "--resume", "--device", "cpu"]
 
     def start(self, kill_at=-1):
-        """`undertow train` in a process of its own. `kill_at` 0: it says at its end how often it changed a file."""
+        """`undertow train` in a process of its own, which has loaded what it needs; killed at a change of a file."""
         environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         arguments = [str(kill_at), str(self.killed.parent), *map(str, self.command())]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", TRAIN, *arguments],
             env=environment | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert process.stdout.readline() == "ready\n", process.communicate()[1][-3000:]
+        return process
 
     def check(self):
         """Weights, every logged number and the result are those of the run that was never stopped; speeds apart."""
@@ -139,15 +139,15 @@ SOURCES = {"answers": {"source": "Sums()"}, "tags": {"source": "Parity()"}, "str
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_killed_at_random_moments_again_and_again(source, values, tmp_path):
     runs, kills = Runs(values, source, tmp_path, max_steps=12, save_every=2), 0
-    process = runs.start()
     while True:
+        process = runs.start()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=random.uniform(5, 15))
+            process.wait(timeout=random.uniform(0, 1 + kills))  # longer each time: on a slow machine it ends, too
         process.kill()
         if not stopped(process):
             break
-        kills, process = kills + 1, runs.start()
-        assert kills < 60, "it never gets anywhere"
+        kills += 1
+    assert kills
     runs.check()
 
 
@@ -156,8 +156,8 @@ def test_killed_at_random_moments_again_and_again(source, values, tmp_path):
 def test_killed_at_any_change_of_a_file(source, values, tmp_path):
     """First from the start on, in the caches and the first checkpoint; then one process goes on from another's end."""
     runs = Runs(values, source, tmp_path, keep=1)
-    killed = [stopped(runs.start(kill_at=n)) for n in (1, 2, 3, 4, 6, 9, 12, 15, 18, 21, 24, 13, 17, 22, 14, 19)]
-    assert sum(killed) >= 10
+    killed = [stopped(runs.start(kill_at=n)) for n in (1, 4, 9, 15, 18, 21, 24, 13, 22, 14, 10, 2)]
+    assert sum(killed) >= 8
     assert not stopped(runs.start())
     runs.check()
 

@@ -51,7 +51,7 @@ def timeless(result):
 )
 def test_a_task_is_trained_and_resumes_bit_for_bit(source, values, tmp_path):
     """What a log averages must not reach back over a checkpoint, or the resumed run would log something else."""
-    recipe = parse(values, source)
+    recipe = parse(values, source, decay="constant")
     result = trained(recipe, tmp_path / "whole")
     assert 0 < result["waste"]["train"] < 0.6 and 0 <= result["waste"]["validation"] < 0.6
     assert result["bits_true"] > 0 and losses(tmp_path / "whole")[-1][1] < losses(tmp_path / "whole")[0][1]
@@ -62,6 +62,9 @@ def test_a_task_is_trained_and_resumes_bit_for_bit(source, values, tmp_path):
     assert timeless(again) == timeless(result) == timeless(json.loads((tmp_path / "killed/result.json").read_text()))
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    (tmp_path / "killed/result.json").unlink()  # killed after its last checkpoint: no step is left to take
+    assert timeless(trained(recipe, tmp_path / "killed", resume=True)) == timeless(result)
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
     saved = run.load(tmp_path / "whole", "cpu")
     assert saved.recipe == recipe and saved.tokenizer.get_vocab() == run.open_data(recipe).tokenizer.get_vocab()
 
