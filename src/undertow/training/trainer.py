@@ -104,11 +104,6 @@ class UndertowTrainer(Trainer):
         self.make_optimiser, self.flops_per_row, self.measure = optimiser, flops_per_row, measure
         self._parts: dict[str, list[torch.Tensor]] = {}  # losses of sweeps and of heads since the last log
 
-    def _run_epoch(self, *args, **kwargs) -> None:
-        # Killed after its last checkpoint, a run has no step left; the base class would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = self.make_optimiser(self.model if model is None else model)
