@@ -28,54 +28,10 @@ class Tasks:
     found: list
 
 
-def run(
-    model,
-    tokenizer,
-    tasks: Sequence[str],
-    include: str | Path | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
-    batch_size: int = 16,
-    schedule: Schedule | None = None,
-    precision: str = "float32",
-    memory: Literal["all", "response"] = "all",
-    chat: bool | None = None,
-    bos: bool = True,
-    max_length: int | None = None,
-    bootstrap: int = 1000,
-    show: bool = False,
-) -> Scores:
-    """Score a model on tasks of lm-eval. Sets the global seeds, as lm-eval does.
-
-    Args:
-        model: an `UndertowForCausalLM` in `eval()`.
-        tokenizer: its tokenizer.
-        tasks: names of tasks, groups or tags (with `*`), or YAML files.
-        include: a folder with more tasks. Where it holds all that are asked for, lm-eval's own thousands stay unread.
-        limit: only the first so many items of each task.
-        shots: examples before each item; None: as the task says.
-        batch_size: texts at a time.
-        schedule: None takes the model's default in evaluation, true decoding.
-        precision: `auto`, `float32` or `bfloat16`.
-        memory: `response` lets only what is scored or generated take in the memory, for models trained so.
-        chat: lay questions out by the tokenizer's chat template; None: where it has one.
-        bos: put the bos token, if there is one, before every text, as in training. lm-eval's `HFLM` leaves this to the
-            tokenizer (most GPT-2 ones add none): False is what it does with those.
-        max_length: most tokens read at once; None: the model's positions. Longer contexts lose their start.
-        bootstrap: resamples for standard errors that have no formula; 0: no standard error at all.
-        show: bars on stderr, if that is a terminal.
-
-    Returns:
-        `{task: {"samples": n, metric: value, metric_stderr: value or None}}`, groups too; a metric of another filter
-        than lm-eval's `none` is named `metric,filter`.
-
-    Raises:
-        ValueError: lm-eval is not installed, an unknown task, one whose data cannot be had, or a text that does not
-            fit the model. One line.
-    """
-    _check(limit, shots)
-    keywords = (limit, shots, batch_size, schedule, precision, memory, chat, bos, max_length, bootstrap, show)
-    return score(model, tokenizer, load(tasks, include), *keywords)
+def run(model, tokenizer, tasks: Sequence[str], include: str | Path | None = None, **how) -> Scores:
+    """Score a model on tasks of lm-eval, named as for `load`; `how`: keywords of `score`. Raises as these do."""
+    _check(how.get("limit"), how.get("shots"))  # before the long part
+    return score(model, tokenizer, load(tasks, include), **how)
 
 
 def score(
@@ -94,7 +50,32 @@ def score(
     bootstrap: int = 1000,
     show: bool = False,
 ) -> Scores:
-    """`run` on tasks that are loaded already."""
+    """Score a model on tasks of lm-eval. Sets the global seeds, as lm-eval does.
+
+    Args:
+        model: an `UndertowForCausalLM` in `eval()`.
+        tokenizer: its tokenizer.
+        tasks: of `load`.
+        limit: only the first so many items of each task.
+        shots: examples before each item; None: as the task says.
+        batch_size: texts at a time.
+        schedule: None takes the model's default in evaluation, true decoding.
+        precision: `auto`, `float32` or `bfloat16`.
+        memory: `response` lets only what is scored or generated take in the memory, for models trained so.
+        chat: lay questions out by the tokenizer's chat template; None: where it has one.
+        bos: put the bos token, if there is one, before every text, as in training. lm-eval's `HFLM` leaves this to the
+            tokenizer (most GPT-2 ones add none): False is what it does with those.
+        max_length: most tokens read at once; None: the model's positions. Longer contexts lose their start.
+        bootstrap: resamples for standard errors that have no formula; 0: no standard error at all.
+        show: bars on stderr, if that is a terminal.
+
+    Returns:
+        `{task: {"samples": n, metric: value, metric_stderr: value or None}}`, groups too; a metric of another filter
+        than lm-eval's `none` is named `metric,filter`.
+
+    Raises:
+        ValueError: a text that does not fit the model, `shots` or `limit` out of range. One line.
+    """
     from lm_eval.evaluator import simple_evaluate
 
     from undertow.evaluation.harness_model import Recurrent
@@ -129,7 +110,15 @@ def _flat(values: dict) -> dict[str, float | int | None]:
 
 
 def load(tasks: Sequence[str], include: str | Path | None = None) -> Tasks:
-    """Find tasks and read their data. Arguments and errors as those of `run`."""
+    """Find tasks and read their data.
+
+    Args:
+        tasks: names of tasks, groups or tags (with `*`), or YAML files.
+        include: a folder with more tasks. Where it holds all that are asked for, lm-eval's own thousands stay unread.
+
+    Raises:
+        ValueError: lm-eval is not installed, an unknown task, or one whose data cannot be had. One line.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
