@@ -14,6 +14,7 @@ from undertow.data.examples import Encoder
 from undertow.data.packing import pack, tokenise
 from undertow.evaluation import accuracy, incontext
 from undertow.recipe import Evaluation, Recipe, RecipeError
+from undertow.tasks import Example
 from undertow.training import run
 
 VALUES = {
@@ -147,3 +148,36 @@ def test_the_section():
     assert Evaluation().records == 200 and Evaluation().accuracy is None
     with pytest.raises(RecipeError, match=r"evaluation.pass_at: 6: exceeds samples, 5"):
         Recipe.parse(VALUES | {"evaluation": {"samples": 5, "pass_at": [1, 6]}})
+
+
+def test_lm_eval_tasks_are_scored_as_a_direct_computation_scores_them(evaluated, folder, tmp_path):
+    """Two-way questions in a local folder; the model is run on one text at a time, its prompt takes in no memory."""
+    pytest.importorskip("lm_eval")
+    questions = [
+        {"q": f"{a}+{b}=", "choices": [str(a + b), str(a * 7)], "gold": a % 2} for a in range(1, 9) for b in (2, 5)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    data = {"data_files": {"test": str(tmp_path / "sums.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    task = {"task": "two_way", "dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+    task |= {"output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}"}
+    task |= {"doc_to_target": "{{gold}}", "target_delimiter": "", "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "two_way.yaml").write_text(json.dumps(task))
+    with pytest.MonkeyPatch.context() as patch:  # seconds of shell commands that describe the machine
+        patch.setattr("torch.utils.collect_env.get_pretty_env_info", str)
+        out, result = evaluated(Sums(), "--no-accuracy", "--tasks", "two_way", "--include", tmp_path)
+
+    loaded = run.load(folder, "cpu")
+    encode = Encoder(loaded.tokenizer)
+
+    @torch.no_grad()
+    def nats(question, answer):
+        one = encode(Example(question, answer))
+        ids, memory = one.ids[:-1], one.memory[:-1]  # without eos
+        logits_TV = loaded.model(torch.tensor([ids]), memory_mask=torch.tensor([memory])).logits[0]
+        loss_T = torch.nn.functional.cross_entropy(logits_TV[:-1], torch.tensor(ids[1:]), reduction="none")
+        return loss_T[one.prompt - 1 :].sum()
+
+    right = [min((0, 1), key=lambda i, one=one: nats(one["q"], one["choices"][i])) == one["gold"] for one in questions]
+    assert result["lm_eval"]["two_way"]["acc"] == sum(right) / len(right)
+    assert 0 < sum(right) < len(right) and "two_way" in out
+    assert "gone.yaml: no such file" in evaluated(Sums(), "--tasks", str(tmp_path / "gone.yaml"))[0]
