@@ -27,7 +27,6 @@ KEPT = (
     "training_flops",
     "bits_training",
     "bits_true",
-    "solved",
     "accuracy",
     "failed",
 )
@@ -43,11 +42,11 @@ def keep(runs: Path, name: str) -> dict | None:
         model: [{key: result[key] for key in KEPT if result.get(key) is not None} for result in results]
         for model, results in json.loads(table.read_text()).items()
     }
-    for results in models.values():
-        for result in results:  # the texts that were looked at are not kept
-            for found in (result.get("accuracy") or {}).values():
-                if isinstance(found, dict):
-                    found.pop("shown", None)
+    for result in [result for results in models.values() for result in results if "accuracy" in result]:
+        ways = {key: way for key, way in result["accuracy"].items() if isinstance(way, dict)}
+        result["solved"] = ways.get("generated", ways["exact"])["accuracy"]
+        for way in ways.values():
+            way.pop("shown", None)  # the texts that were looked at are not kept
     command = f"undertow compare comparisons/{name}.yaml --out runs/comparisons/{name}"
     return {"command": command, "models": models}
 

@@ -10,9 +10,17 @@ from undertow.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
-spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
-draw = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(draw)
+
+
+def script(path):
+    """A script that is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+draw = script(ROOT / "docs" / "draw.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -36,3 +44,12 @@ def test_every_method_has_a_page_and_a_line_in_the_index():
 def test_files_named_exist(page):
     for path in re.findall(r"(?:recipes|docs|benchmarks|tests)/[\w/]+\.(?:yaml|md|py|json|png|svg)", page.read_text()):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_tables_of_results_are_those_that_were_measured():
+    """docs/results.md holds what `python comparisons/report.py` sets in from the result files, nothing else."""
+    report = script(ROOT / "comparisons" / "report.py")
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert report.fill(page, ROOT / "comparisons" / "results") == page
+    files = {path.stem for path in (ROOT / "comparisons").glob("*.yaml")}
+    assert set(re.findall(r"<!-- results: (\w+) -->", page)) == files
