@@ -18,7 +18,7 @@ def test_help_lists_every_verb(capsys):
     for arguments in ((), ("--help",), ("-h",)):
         status, out, _ = call(capsys, *arguments)
         assert status == 0
-        assert all(verb in out for verb in ("show", "train", "compare", "eval", "generate", "check"))
+        assert all(verb in out for verb in ("show", "train", "compare", "eval", "generate", "check", "data", "sweep"))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from training_runs import Kill, losses, trained, weights
 
 import tiny_tasks
+from commands import call
 from undertow.data import collate
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import TASKS
@@ -145,6 +147,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r}); sys.path.insert(0, {tests!r} + "/training")
 import tiny_tasks
+from commands import call
 from training_runs import Kill, trained
 from undertow import recipe
 from undertow.tasks import TASKS
@@ -163,3 +166,12 @@ def _torchrun(ranks, recipe, folder, kill=-1, resume=False):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_mistake_in_the_data_leaves_no_folder(capsys, tmp_path, values):
+    (tmp_path / "torn.jsonl").write_text('{"question": "1+1", "answer": "#### 2"}\n{"question": "tor')
+    changed = values | {"data": {"source": {"task": "GSM8K", "path": str(tmp_path / "torn.jsonl")}, "seq_len": 64}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed))
+    status, _, err = call(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--device", "cpu")
+    assert status == 2 and "torn.jsonl, line 2: not JSON" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
