@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,9 +74,9 @@ def least_steps(seed: int, step: int, rows: int, probability: float, max_steps: 
 
     `rows`: of all ranks together, so that a batch draws the same however it is divided.
     """
-    generator = torch.Generator().manual_seed((seed << 32 | step) ^ DRAWS << 52)
-    explores = torch.rand(rows, generator=generator) < probability
-    return explores * torch.randint(2, max(max_steps, 2) + 1, (rows,), generator=generator)
+    draw = np.random.default_rng((DRAWS, seed, step))
+    explores = draw.random(rows) < probability
+    return torch.from_numpy(explores * draw.integers(2, max(max_steps, 2) + 1, rows))
 
 
 @torch.no_grad()
