@@ -17,7 +17,7 @@ from undertow.data import cache
 from undertow.recipe import translate
 from undertow.trm import recursion
 from undertow.trm.config import TRMConfig
-from undertow.trm.network import Block, Rotary, linear, normal_
+from undertow.trm.network import Block, Rotary, linear, normal_, wide
 from undertow.trm.puzzle_embeddings import PuzzleEmbeddings
 
 Registers = dict[str, Tensor]  # the carried state: register -> `_BSD`
@@ -81,8 +81,7 @@ class TRM(nn.Module):
         """
         state = recursion.run(self.program, self.blocks, self.embed(inputs_BL, vectors_BW), dict(state))
         answer_BSD = state[self.recursion.answer]
-        q_B2 = self.q_head(answer_BSD[:, 0])
-        q_B2 = q_B2 if q_B2.dtype == torch.float64 else q_B2.float()
+        q_B2 = wide(self.q_head(answer_BSD[:, 0]))
         carried = {r: state[r].detach() for r in self.recursion.registers}
         return carried, self.head(answer_BSD[:, self.config.prefixed :]), q_B2
 
