@@ -192,7 +192,7 @@ class Tally:
         done = halted.halted_B & found.labelled_B
         halt_right = (q_B2[:, 0] >= 0) == found.solved_B
         rows = [x.sum() for x in (found.cells_B, found.halt_B, found.go_on_B)]
-        puzzles = [x[done].sum() for x in (found.accuracy_B, found.solved_B, halt_right, halted.steps_B)]
+        puzzles = [(x * done).sum() for x in (found.accuracy_B, found.solved_B, halt_right, halted.steps_B)]
         one, batch = torch.ones(()), torch.tensor(len(done))
         parts = [one, found.loss.detach(), norm, batch, *rows, done.sum(), *puzzles, admitted]
         sums = torch.stack([part.detach().to(q_B2.device, torch.float32) for part in parts])
