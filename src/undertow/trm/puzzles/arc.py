@@ -169,7 +169,7 @@ def check_grid(rows: object, where: str) -> np.ndarray:
         grid = np.array(rows)
     except ValueError:
         raise ValueError(f"{where}: a grid's rows must be equally long") from None
-    if grid.ndim != 2 or not 0 < grid.size or max(grid.shape) > SIDE:
+    if grid.ndim != 2 or not grid.size > 0 or max(grid.shape) > SIDE:
         raise ValueError(f"{where}: a grid of shape {grid.shape}; must be 1 to {SIDE} rows of 1 to {SIDE} cells")
     if grid.dtype.kind not in "iu" or grid.min() < 0 or grid.max() > 9:
         raise ValueError(f"{where}: a grid's cells must be whole numbers from 0 to 9")
@@ -218,6 +218,8 @@ def _json(path: Path) -> dict:
         values = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    if values == {}:
+        raise ValueError(f"{path}: holds no puzzles")
     if not isinstance(values, dict):
         raise ValueError(f"{path}: is {type(values).__name__}; must be a puzzle, or puzzles by name")
     return values

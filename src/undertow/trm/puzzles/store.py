@@ -135,7 +135,8 @@ class PuzzleData:
         order = rng.permutation(self.num_groups)
         first, past = self.group_starts[order], self.group_starts[order + 1]
         puzzles = first + (rng.random_sample(len(order)) * (past - first)).astype(np.int64)
-        starts, sizes = self.puzzle_starts[puzzles], np.diff(self.puzzle_starts)[puzzles]
+        starts = self.puzzle_starts[puzzles]
+        sizes = self.puzzle_starts[puzzles + 1] - starts
         ends = np.cumsum(sizes)
         if len(ends) == ends[-1]:
             return starts, ends

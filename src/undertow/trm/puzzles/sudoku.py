@@ -89,7 +89,9 @@ class Sudoku(Source):
         read = [c for c in text if not (c.isspace() or c in "|+-")]
         cells = [0 if c in "._" else int(c) if c in "0123456789" else -1 for c in read]
         if wrong := [c for c, cell in zip(read, cells, strict=True) if not 0 <= cell <= self.size]:
-            raise ValueError(f"{wrong[0]!r}: no cell of a Sudoku of size {self.size}; allowed: 1 to {self.size}, . and 0")
+            raise ValueError(
+                f"{wrong[0]!r}: no cell of a Sudoku of size {self.size}; allowed: 1 to {self.size}, . and 0"
+            )
         if len(cells) != self.seq_len:
             raise ValueError(f"a Sudoku of size {self.size} has {self.seq_len} cells, this text has {len(cells)}")
         return np.array(cells, dtype=np.uint8) + np.uint8(1)
