@@ -177,7 +177,8 @@ def test_a_folder_of_the_published_scripts(tmp_path):
     for name, array in arrays.items():
         np.save(tmp_path / "train" / f"all__{name}.npy", array)
     about = {"pad_id": 0, "ignore_label_id": None, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": 4,
-             "num_puzzle_identifiers": 1, "total_groups": 2, "mean_puzzle_examples": 1, "total_puzzles": 2, "sets": ["all"]}  # fmt: skip
+             "num_puzzle_identifiers": 1, "total_groups": 2, 
+             "mean_puzzle_examples": 1, "total_puzzles": 2, "sets": ["all"]}  # fmt: skip
     (tmp_path / "train" / "dataset.json").write_text(json.dumps(about))
     (tmp_path / "identifiers.json").write_text('["<blank>"]')
     data = read(tmp_path, "train")

@@ -131,17 +131,17 @@ class PuzzleData:
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The examples of an epoch in line, and where in that line each puzzle ends."""
-        rng = np.random.RandomState([seed, epoch])  # the generator whose numbers numpy promises never to change
+        rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))  # 30 times cheaper to start than RandomState
         order = rng.permutation(self.num_groups)
         first, past = self.group_starts[order], self.group_starts[order + 1]
-        puzzles = first + (rng.random_sample(len(order)) * (past - first)).astype(np.int64)
+        puzzles = first + (rng.random(len(order)) * (past - first)).astype(np.int64)
         starts = self.puzzle_starts[puzzles]
         sizes = self.puzzle_starts[puzzles + 1] - starts
         ends = np.cumsum(sizes)
         if len(ends) == ends[-1]:
             return starts, ends
         examples = np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1])
-        shuffled = np.lexsort((rng.random_sample(len(examples)), np.repeat(np.arange(len(sizes)), sizes)))
+        shuffled = np.lexsort((rng.random(len(examples)), np.repeat(np.arange(len(sizes)), sizes)))
         return examples[shuffled], ends
 
     def _batch(self, examples: np.ndarray, batch_size: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""ARC's answers from predictions in many forms: each is undone and has one vote, the most voted for are the attempts."""
+"""ARC's answers from predictions in many forms: each is undone and votes; the most voted for are the attempts."""
 
 from __future__ import annotations
 
