@@ -44,7 +44,7 @@ class Group:
 
 
 class Source:
-    """Base of all sources: a frozen dataclass whose fields are its options, all with defaults."""
+    """Base of all sources: a frozen dataclass whose fields are its options."""
 
     @property
     def vocab_size(self) -> int:

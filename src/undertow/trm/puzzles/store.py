@@ -102,7 +102,7 @@ class PuzzleData:
                 f"batch_size={batch_size}, start={start}, {self.num_groups} groups: "
                 "must be at least 1, at least 0, and some"
             )
-        draws = itertools.islice(self._draws(batch_size, seed, epochs), start, None)
+        draws = self._draws(batch_size, seed, epochs, start)
         return (self._batch(np.concatenate(pieces), batch_size) for pieces in draws)
 
     def in_order(self, batch_size: int, start: int = 0) -> Iterator[dict]:
@@ -112,13 +112,21 @@ class PuzzleData:
         for first in range(start * batch_size, len(self), batch_size):
             yield self._batch(np.arange(first, min(first + batch_size, len(self))), batch_size)
 
-    def _draws(self, batch_size: int, seed: int, epochs: int | None) -> Iterator[list[np.ndarray]]:
-        """The examples of every full batch, in pieces."""
+    def _draws(self, batch_size: int, seed: int, epochs: int | None, start: int) -> Iterator[list[np.ndarray]]:
+        """The examples of every full batch from `start` on, in pieces."""
+        if len(self) > len(self.puzzle_starts) - 1:  # how much of a puzzle fits depends on all that came before
+            yield from itertools.islice(self._from(batch_size, seed, epochs, 0, 0), start, None)
+        else:  # one example a puzzle
+            yield from self._from(batch_size, seed, epochs, *divmod(start * batch_size, self.num_groups))
+
+    def _from(
+        self, batch_size: int, seed: int, epochs: int | None, epoch: int, position: int
+    ) -> Iterator[list[np.ndarray]]:
+        """The examples of every full batch from a place in an epoch on."""
         pieces: list[np.ndarray] = []
-        missing, epoch = batch_size, 0
+        missing = batch_size
         while epochs is None or epoch < epochs:
             examples, ends = self._epoch(seed, epoch)
-            position = 0
             while position < len(examples):
                 pieces.append(examples[position : position + missing])
                 missing -= len(pieces[-1])
@@ -127,7 +135,7 @@ class PuzzleData:
                 if missing == 0:
                     yield pieces
                     pieces, missing = [], batch_size
-            epoch += 1
+            epoch, position = epoch + 1, 0
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The examples of an epoch in line, and where in that line each puzzle ends."""
@@ -173,7 +181,7 @@ def load(source: Source, cache_dir: str | Path | None = None) -> Splits:
     Raises:
         ValueError, OSError: what the source raises. One line.
     """
-    contents = [_content(path) for path in source.files()]
+    contents = [part for path in source.files() for part in (path.name, _content(path))]
     key = cache.digest([_RECIPE, json.dumps(source.to_dict(), sort_keys=True), *contents])
     folder = cache.folder(cache_dir) / f"puzzles-{key[:24]}"
     if not (folder / _MANIFEST).exists():
