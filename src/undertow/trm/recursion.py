@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import undertow.model  # noqa: F401  # before the executor, which it and transformers' auto classes import in a circle
 from undertow.edges import Program
 from undertow.execute import Executor, Frame, Sequence
 from undertow.masks import Masks
