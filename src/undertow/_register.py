@@ -1,8 +1,9 @@
 """`import undertow` makes Hugging Face's Auto classes know our model, without loading torch or transformers itself.
 
 If transformers' auto classes are loaded already, ours register at once; otherwise right after they are, whoever loads
-them; if that is one of our own modules, when it is whole: the model imports it. So `AutoModelForCausalLM.from_pretrained` works after `import undertow`, in either order, and the command line
-still answers at once.
+them (where that is one of our own modules, when it is whole: the model imports it). So
+`AutoModelForCausalLM.from_pretrained` works after `import undertow`, in either order, and the command line still
+answers at once.
 """
 
 from __future__ import annotations

@@ -89,8 +89,21 @@ def found(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest checkpoint below `root` (None: there is none)."""
-    return max(found(root), key=checkpoints.step_of, default=None)
+    """The newest complete checkpoint below `root` (None: there is none); warns about every torn one it skips."""
+    return checkpoints.newest_complete(root, problem)
+
+
+def problem(folder: Path) -> str | None:
+    """Why this checkpoint cannot be resumed from, in a few words; None if it is complete."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        names = ["training", *(f"carry-{rank}" for rank in range(state["processes"])), "model/model"]
+        complete = state["step"] == checkpoints.step_of(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "state.json is missing or torn"
+    if not complete:
+        return "state.json is of another step"
+    return checkpoints.torn_tensors(folder / f"{name}.safetensors" for name in names)
 
 
 def restore(

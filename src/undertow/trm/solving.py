@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,12 +80,12 @@ def solve(
     return tokens, steps
 
 
-def evaluate(model: TRM, batches: Iterable[Batch], precision: str = "float32") -> dict:
+def evaluate(model: TRM, batches: Iterable[Batch], precision: str = "float32", sures: Sequence[float] = SURE) -> dict:
     """Accuracy on labelled puzzles after all steps, after each, and where the halt head stops them.
 
     Returns:
         `puzzles`; `exact_accuracy` (whole puzzles) and `accuracy` (cells) after the last step; `by_step`: both after
-        each step; `early_exit`: for each of `SURE` both, and the mean number of `steps` that puzzles then take.
+        each step; `early_exit`: for each of `sures` both, and the mean number of `steps` that puzzles then take.
 
     Raises:
         ValueError: no labelled puzzle, or puzzles that are not the model's.
@@ -106,7 +106,7 @@ def evaluate(model: TRM, batches: Iterable[Batch], precision: str = "float32") -
     margin, limit = torch.cat(margins, 1), model.config.max_steps
 
     exits = []
-    for sure in SURE:
+    for sure in sures:
         stops = margin > logit(sure)
         stops[-1] = True
         at = stops.int().argmax(0, keepdim=True)  # the first step that stops

@@ -20,6 +20,7 @@ import numpy as np
 
 from undertow.data import cache
 from undertow.trm.puzzles.base import BLANK, PAD, SPLITS, Source
+from undertow.trm.puzzles.folder import MANIFEST, Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that no loss counts
-_MANIFEST = "puzzles.json"
 _RECIPE = "puzzles-1"  # part of the cache key: change it when what is stored would differ
 
 
@@ -176,15 +176,17 @@ class Splits(NamedTuple):
 
 
 def load(source: Source, cache_dir: str | Path | None = None) -> Splits:
-    """Both splits of a source, mapped; made and written first where the cache folder does not hold them.
+    """Both splits of a source, mapped; made and written first where neither it nor the cache folder holds them.
 
     Raises:
         ValueError, OSError: what the source raises. One line.
     """
+    if isinstance(source, Folder):
+        return Splits(*(read(source.path, split) for split in SPLITS))
     contents = [part for path in source.files() for part in (path.name, _content(path))]
     key = cache.digest([_RECIPE, json.dumps(source.to_dict(), sort_keys=True), *contents])
     folder = cache.folder(cache_dir) / f"puzzles-{key[:24]}"
-    if not (folder / _MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         logger.info("making puzzles: %s", source)
         write(source, folder)
     return Splits(*(read(folder, split) for split in SPLITS))
@@ -200,7 +202,7 @@ def write(source: Source, folder: str | Path) -> None:
         path = folder / split / "dataset.json"
         _save(path, {**json.loads(path.read_text()), "num_puzzle_identifiers": len(identifiers)})
     _save(folder / "identifiers.json", list(identifiers))
-    _save(folder / _MANIFEST, source.to_dict())
+    _save(folder / MANIFEST, source.to_dict())
 
 
 def read(folder: str | Path, split: str) -> PuzzleData:
