@@ -73,7 +73,7 @@ def solve(folder: Path, given: str, device: str, sure: float | None, name: str |
         before, shown = shown, source.render(grids[-1])
         changed = int((grids[-1] != grids[-2]).sum())
         halt = answer.margin_B.sigmoid().item()
-        out.print(f"\nstep {answer.step}: {changed} cells changed, halt head {halt:.1%}", highlight=False)
+        out.print(f"\nstep {answer.step}: cells changed: {changed}, halt head: {halt:.1%}", highlight=False)
         if changed:
             out.print(_marked(before, shown))
     out.print(_verdict(source, inputs, grids[-1]), highlight=False, markup=False)
@@ -100,14 +100,13 @@ def _identifier(recipe, name: str) -> int:
 
 def _marked(before: str, shown: str) -> Text:
     """The lines of a grid, the letters that differ from those before in reverse."""
-    made = Text()
-    old = before.splitlines()
+    made, old = [], before.splitlines()
     for number, line in enumerate(shown.splitlines()):
+        made.append(Text(line))
         was = old[number] if number < len(old) else ""
-        for i, letter in enumerate(line):
-            made.append(letter, "" if was[i : i + 1] == letter else "reverse")
-        made.append("\n")
-    return made
+        for i in (i for i, letter in enumerate(line) if was[i : i + 1] != letter):
+            made[-1].stylize("reverse", i, i + 1)
+    return Text("\n").join(made)
 
 
 def _verdict(source: Source, inputs, answer) -> str:

@@ -57,12 +57,12 @@ def pick_folder(name: str, folder: Path | None = None, resume: bool = False, roo
         FileNotFoundError: there is nothing to resume.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one process chooses, all agree
-        chosen = [_pick(name, folder, resume, root) if processes().is_main_process else None]
+        chosen = [_pick(name, folder, resume, root) if parallel().is_main_process else None]
         return broadcast_object_list(chosen)[0]
     return _pick(name, folder, resume, root)
 
 
-def processes() -> PartialState:
+def parallel() -> PartialState:
     """Who trains in parallel (`torchrun`); on its own, one process."""
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -90,10 +90,10 @@ def folder_for(
         ValueError: with `resume`, the folder's recipe says another model, other data or other training.
     """
     folder = pick_folder(recipe.name, folder, resume, root)
-    with processes().main_process_first():
+    with parallel().main_process_first():
         if (folder / "recipe.yaml").exists():
             same_run(recipes.load_any(folder), recipe, folder)
-        if processes().is_main_process:
+        if parallel().is_main_process:
             part = folder / "recipe.part"  # whole or not there: it is what resuming compares with
             recipe.save(part)
             part.replace(folder / "recipe.yaml")
@@ -114,7 +114,7 @@ def same_run(there: recipes.Run, here: recipes.Run, folder: Path) -> None:
 def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
     chosen = recipe.data
-    with processes().main_process_first():
+    with parallel().main_process_first():
         return build(**{name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"})
 
 
@@ -260,7 +260,7 @@ def train(
     finally:
         metrics.close()
     worker.save_model(str(folder / "model"))
-    state = processes()
+    state = parallel()
     if state.is_main_process:
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)

@@ -16,7 +16,7 @@ from undertow import recipe as recipes
 from undertow.recipe import RecipeError
 from undertow.training.callbacks import read_metrics
 from undertow.training.precision import device_of
-from undertow.training.run import processes, write_json
+from undertow.training.run import parallel, write_json
 from undertow.trm import checkpoints, puzzles, show, solving, training
 from undertow.trm.config import TRMConfig
 from undertow.trm.model import TRM
@@ -34,7 +34,7 @@ class Loaded:
 
 def open_data(recipe: PuzzleRecipe) -> Splits:
     """The puzzles of a recipe, made if need be. Raises ValueError or OSError, one line: what is wrong with them."""
-    with processes().main_process_first():
+    with parallel().main_process_first():
         return puzzles.load(recipe.puzzle)
 
 

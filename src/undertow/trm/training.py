@@ -40,9 +40,14 @@ from undertow.trm.settings import TRMTraining
 class Puzzles(Protocol):
     """What can be trained on."""
 
-    vocab_size: int
-    seq_len: int
-    num_identifiers: int
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def num_identifiers(self) -> int: ...
 
     def batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from number `start` on; each is a function of the seed and its number alone.
