@@ -113,6 +113,7 @@ def measure(model: TRM, test: PuzzleData, settings: PuzzleEvaluation) -> dict:
     count = settings.puzzles
     rows = dataclasses.replace(test, inputs_ES=test.inputs_ES[:count], labels_ES=test.labels_ES[:count])
     found = solving.evaluate(model, rows.in_order(settings.batch_size), settings.precision, settings.sure)
+    del found["steps"]  # of a result, those of training
     if test.num_identifiers > 1 and len(rows) == len(test):
         found["passes"] = votes(model, test, settings)
     return found
