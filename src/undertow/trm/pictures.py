@@ -67,7 +67,9 @@ def frame(source: Sudoku | Maze, puzzle: np.ndarray, answer: np.ndarray, before:
         pen.rectangle(box, fill=fill, outline="#b8c0cc")
         if token > 1:
             pen.text(middle, str(token - 1), INK, font, anchor="mm")
-    if isinstance(source, Sudoku):
+    if isinstance(source, Maze):
+        pen.rectangle((MARGIN, MARGIN, MARGIN + columns * CELL, MARGIN + rows * CELL), outline=INK)
+    else:
         high, wide = BOXES[source.size]
         for y in range(0, rows + 1, high):
             pen.line((MARGIN, MARGIN + y * CELL, MARGIN + columns * CELL, MARGIN + y * CELL), INK, 2)

@@ -183,6 +183,9 @@ def load(source: Source, cache_dir: str | Path | None = None) -> Splits:
     """
     if isinstance(source, Folder):
         return Splits(*(read(source.path, split) for split in SPLITS))
+    for path in source.files():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; docs/puzzles.md says where the published puzzles are from")
     contents = [part for path in source.files() for part in (path.name, _content(path))]
     key = cache.digest([_RECIPE, json.dumps(source.to_dict(), sort_keys=True), *contents])
     folder = cache.folder(cache_dir) / f"puzzles-{key[:24]}"
