@@ -1,7 +1,6 @@
 """The verbs of the command line on puzzles, from `train` to `compare`."""
 
 import io
-import itertools
 import json
 import re
 
