@@ -131,7 +131,14 @@ def test_a_shipped_one_begins_with_what_it_is_and_is_shown(file):
     assert file.stem in PARAMETERS or float(said[1]) == pytest.approx(counted / 1e6, rel=0.05)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.stem not in PARAMETERS], ids=lambda file: file.stem)
+SMALL = [  # the slow ones differ from the first in sizes only
+    pytest.param(f, id=f.stem, marks=[pytest.mark.slow] if f.stem in ("sudoku_6x6", "sudoku_9x9") else [])
+    for f in FILES
+    if f.stem not in PARAMETERS
+]
+
+
+@pytest.mark.parametrize("file", SMALL)
 def test_a_shipped_one_takes_a_step_in_small(file, tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / "cache"))
     values = copy.deepcopy(load_any(file).to_dict())

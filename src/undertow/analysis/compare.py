@@ -342,7 +342,7 @@ SOLVED = ("problems\nsolved", number("solved", "{:.3f}".format))  # of a task's 
 def columns_of(results: Iterable[Sequence[dict]], columns: Sequence[tuple[str, Cell]] = COLUMNS) -> list:
     """The columns, and `SOLVED` where any of the results is a task's; `PUZZLES` where one is a run's on puzzles."""
     results = list(results)
-    if any("puzzle" in result for found in results for result in found):
+    if any("exact_accuracy" in result for found in results for result in found):
         return list(PUZZLES)
     solved = any("solved" in result for found in results for result in found)
     return [*columns, SOLVED] if solved else list(columns)

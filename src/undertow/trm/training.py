@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -92,6 +93,8 @@ def train(
     ema = None if settings.ema is None else EMA(model, settings.ema)
     step, carry = 0, None
     newest = checkpoints.newest(folder / "checkpoints") if resume else None
+    if resume and newest is None:
+        warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     if newest is not None:
         step, carry = checkpoints.restore(newest, model, optimiser, ema, seed)
     net = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
