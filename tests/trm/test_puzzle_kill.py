@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from undertow.trm.recipe import PuzzleRecipe
 
 SPEEDS = ("seconds", "puzzles_per_second", "seconds_per_step")
 
+SEVERAL = PuzzleRecipe.parse(tiny.merged(training={"steps": 12, "save_every": 5, "keep": 3, "evaluate_every": 0}))
 TRAIN = """
 import undertow.analysis.compare, undertow.training.progress, undertow.trm.run  # what takes long to load
 from undertow.cli import main
@@ -74,6 +76,16 @@ def test_killed_at_random_moments_again_and_again(tmp_path, monkeypatch, capsys)
     same(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with several checkpoints."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERTOW_CACHE", str(root / "cache"))
+        run.train(SEVERAL, root / "run", device="cpu")
+    return root / "run"
+
+
 @pytest.mark.parametrize(
     ("torn", "said"),
     [
@@ -83,20 +95,17 @@ def test_killed_at_random_moments_again_and_again(tmp_path, monkeypatch, capsys)
         ("state.json", "state.json is missing or torn"),
     ],
 )
-def test_a_torn_checkpoint_is_skipped_and_the_run_ends_the_same(tmp_path, monkeypatch, torn, said):
+def test_a_torn_checkpoint_is_skipped_and_the_run_ends_the_same(whole, tmp_path, monkeypatch, torn, said):
     monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / "cache"))
-    recipe = PuzzleRecipe.parse(tiny.merged(training={"steps": 12, "save_every": 5, "keep": 3, "evaluate_every": 0}))
-    folder, again = tmp_path / "run", tmp_path / "again"
-    run.train(recipe, folder, device="cpu")
-    run.train(recipe, again, device="cpu")
+    again = shutil.copytree(whole, tmp_path / "again")
     (again / "result.json").unlink()
     path = again / "checkpoints/checkpoint-12" / torn
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.warns(UserWarning, match=f"checkpoint-12: {said}"):
         assert checkpoints.newest(again / "checkpoints").name == "checkpoint-10"
     with pytest.warns(UserWarning, match=said):
-        run.train(recipe, again, resume=True, device="cpu")
-    same(folder, again)
+        run.train(SEVERAL, again, resume=True, device="cpu")
+    same(whole, again)
 
 
 ALONE = """
