@@ -130,7 +130,7 @@ def alone(names):
 
 def test_the_executor_and_the_puzzle_model_can_be_imported_first():
     """Loading transformers' auto classes half way through one of our modules must not import the model at once."""
-    alone(["undertow.execute", "undertow.trm.model"])
+    alone(["undertow.trm.recursion"])  # its first import of ours that matters is the executor
 
 
 @pytest.mark.slow
