@@ -4,6 +4,8 @@ A recipe has the sections `backbone`, `depth`, `time`, `schedule`, `data`, `trai
 one line that names the key, the value, what is allowed and the nearest match (`RecipeError`). `depth`, `time` and
 `schedule` are written as a mapping (`{method: NAME, field: value}`, `{kind: NAME, field: value}`) or as the call one
 would type in Python (`Cyclic(8, n=3)`); both become the same object.
+
+A recipe with the key `puzzle` is one of puzzles: `undertow.trm.recipe`. `load_any` reads either kind.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -33,19 +36,71 @@ from undertow.recipe_sections import (
     one_line,
 )
 
-__all__ = ["Recipe", "RecipeError", "Section", "Backbone", "Data", "Training", "Evaluation", "component", "load"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from undertow.trm.recipe import PuzzleRecipe
+
+__all__ = [
+    *("Recipe", "RecipeError", "Section", "Backbone", "Data", "Training", "Evaluation"),
+    *("component", "load", "load_any"),
+]
 
 # The key that names the class, in each section.
-WORDS = {"depth": "method", "time": "method", "schedule": "kind", "source": "task"}
+WORDS = {"depth": "method", "time": "method", "schedule": "kind", "source": "task", "puzzle": "puzzle"}
 
 
-class Recipe(Section):
-    """One run. `depth`, `time` and `schedule` hold the library's own objects (or None)."""
+class Run(Section):
+    """What a recipe of any kind has: a name, a seed, a way in and a way out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value):
+        if not value or value != Path(value).name or value.startswith("."):
+            raise Bad("", f"{value!r}: must be usable as the name of a folder")
+        return value
+
+    @property
+    def runner(self) -> ModuleType:
+        """The module that trains it: `open_data`, `train`, `evaluate`, `cost`."""
+        raise NotImplementedError
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What models must have in common to be compared, by key."""
+        raise NotImplementedError
+
+    @classmethod
+    def parse(cls, values: Mapping, where: str = "") -> Self:
+        """A recipe from plain values. Raises RecipeError, its line begun with `where`."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise RecipeError(f"{where}: {translate(error, cls)}" if where else translate(error, cls)) from None
+
+    def replace(self, section: str | None = None, **values) -> Self:
+        """A copy with some values changed, in `section` or (None) at the top; checked again."""
+        plain = self.to_dict()
+        (plain if section is None else plain[section]).update(values)
+        return self.parse(plain)
+
+    def to_dict(self) -> dict:
+        """Plain values, every default written out; `parse` is the inverse."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved recipe as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+
+
+class Recipe(Run):
+    """One run on text. `depth`, `time` and `schedule` hold the library's own objects (or None)."""
+
     backbone: Backbone
     depth: Any = None
     time: Any = None
@@ -59,13 +114,6 @@ class Recipe(Section):
     @classmethod
     def _component(cls, value, info):
         return component(info.field_name, value)
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value):
-        if not value or value != Path(value).name or value.startswith("."):
-            raise Bad("", f"{value!r}: must be usable as the name of a folder")
-        return value
 
     @model_validator(mode="after")
     def _fits(self):
@@ -85,22 +133,17 @@ class Recipe(Section):
                 raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
         return self
 
-    @classmethod
-    def parse(cls, values: Mapping, where: str = "") -> Recipe:
-        """A recipe from plain values. Raises RecipeError, its line begun with `where`."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise RecipeError(f"{where}: {translate(error, cls)}" if where else translate(error, cls)) from None
+    @property
+    def runner(self) -> ModuleType:
+        from undertow.training import run
 
-    def replace(self, section: str | None = None, **values) -> Recipe:
-        """A copy with some values changed, in `section` or (None) at the top; checked again."""
-        plain = self.to_dict()
-        (plain if section is None else plain[section]).update(values)
-        return Recipe.parse(plain)
+        return run
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {"data": self.data}
 
     def to_dict(self) -> dict:
-        """Plain values, every default written out; `Recipe.parse` is the inverse."""
         plain: dict = {"name": self.name, "seed": self.seed}
         for section in ("backbone", "depth", "time", "schedule", "future", "data", "training", "evaluation"):
             held = getattr(self, section)
@@ -108,13 +151,9 @@ class Recipe(Section):
                 plain[section] = held.to_dict() if section in WORDS else held.model_dump(exclude_none=True)
         return json.loads(json.dumps(plain))  # tuples become lists, as YAML knows them
 
-    def save(self, path: str | Path) -> None:
-        """Write the resolved recipe as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
-
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe of text.
 
     Args:
         path: a YAML file, or a run folder (its `recipe.yaml`).
@@ -124,13 +163,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: one line: file, key, value, what is allowed, nearest match.
         FileNotFoundError: no such file.
     """
+    found = load_any(path, overrides)
+    if not isinstance(found, Recipe):
+        raise RecipeError(f"{path}: puzzle: is a recipe of puzzles; this needs one of text")
+    return found
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | PuzzleRecipe:
+    """As `load`, of either kind."""
     path = Path(path) / "recipe.yaml" if Path(path).is_dir() else Path(path)
     values = read_yaml(path)
     if "models" in values:
         raise RecipeError(f"{path}: models: is a comparison; `undertow compare` runs it")
     values.setdefault("name", path.stem)
     override(values, overrides)
-    return Recipe.parse(values, str(path))
+    return kind_of(values).parse(values, str(path))
+
+
+def kind_of(values: Mapping) -> type[Recipe] | type[PuzzleRecipe]:
+    """The class of a recipe's plain values."""
+    if "puzzle" not in values:
+        return Recipe
+    from undertow.trm.recipe import PuzzleRecipe
+
+    return PuzzleRecipe
 
 
 def override(values: dict, texts: Sequence[str]) -> None:
@@ -162,6 +218,10 @@ def registry(section: str) -> dict[str, type]:
         from undertow.schedules import SCHEDULES
 
         return dict(SCHEDULES)
+    if section == "puzzle":
+        from undertow.trm.puzzles import PUZZLES
+
+        return dict(PUZZLES)
     from undertow.methods import METHODS
 
     return {name: cls for name, cls in METHODS.items() if cls.kind == section}

@@ -66,6 +66,6 @@ def test_interrupted(capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "load", interrupt)
+    monkeypatch.setattr(recipe, "load_any", interrupt)
     status, _, err = call(capsys, "train", "x.yaml")
     assert status == 130 and "--resume" in err

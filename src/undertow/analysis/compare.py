@@ -5,6 +5,8 @@ differ), `budget` (one of `flops`, `tokens`, `steps`, `tokens_per_parameter`: wh
 one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs. A model with
 `flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at
 equal FLOPs.
+
+A file with the key `puzzle` compares models on puzzles. It has no `budget`: all train for `training.steps` steps.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ LIMITS = {
     "steps": "max_steps",
     "tokens_per_parameter": "tokens_per_parameter",
 }
-SECTIONS = ("backbone", "data", "training", "evaluation")  # merged key by key; the others are replaced
+SECTIONS = ("backbone", "data", "network", "training", "evaluation")  # merged key by key; the others are replaced
 
 
 class Budget(Section):
@@ -54,16 +56,28 @@ class Budget(Section):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recipes without a limit of their own, by name in the order of the file, and the budget they share.
+    """Recipes without a limit of their own, by name in the order of the file, and the budget they share (None: they
+    have the same limit).
 
     `flops_of` names, for the models that do not share it, the earlier model whose training FLOPs they get.
     """
 
     name: str
-    recipes: Mapping[str, Recipe]
-    budget: Budget
+    recipes: Mapping[str, recipes.Run]
+    budget: Budget | None
     seeds: tuple[int, ...] = field(default=(0,))
     flops_of: Mapping[str, str] = field(default_factory=dict)
+
+    def shared(self, data) -> dict[str, float]:
+        """The limit of every model, given the data they share: `limit` of the first one."""
+        first = next(iter(self.recipes.values()))
+        if not isinstance(first, Recipe):
+            return {}
+        from undertow.training import budget
+        from undertow.training.run import build_model
+
+        model = build_model(first, data.tokenizer)
+        return self.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model))
 
     def limit(self, row_flops: float, parameters: int | None = None) -> dict[str, float]:
         """The limit of every model, as a value of `training`.
@@ -75,6 +89,7 @@ class Comparison:
         from undertow.training.budget import steps_for
 
         first = next(iter(self.recipes.values()))
+        assert isinstance(first, Recipe) and self.budget is not None, "of puzzles there is none"
         unit, amount = self.budget.given
         if unit == self.budget.match:
             return {LIMITS[unit]: amount}
@@ -126,38 +141,49 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
     shared = dict(values)
     models, seeds = shared.pop("models"), shared.pop("seeds", [shared.get("seed", 0)])
     name, prefix = shared.pop("name", name), f"{where}: " if where else ""
-    try:
-        budget = Budget.model_validate(shared.pop("budget", {}))
-        budget.given  # noqa: B018 (raises unless there is exactly one)
-    except ValidationError as error:
-        raise RecipeError(f"{prefix}budget.{translate(error, Budget)}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{prefix}{error}") from None
+    kind = recipes.kind_of(shared)
+    if kind is not Recipe and "budget" in shared:
+        raise RecipeError(f"{prefix}budget: models of puzzles are compared at equal training.steps; leave it out")
+    budget = _budget(shared.pop("budget", {}), prefix) if kind is Recipe else None
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise RecipeError(f"{prefix}seeds: {seeds!r}: must be a list of whole numbers of at least 0")
     if not isinstance(models, list) or not models:
         raise RecipeError(f"{prefix}models: must be a list of mappings, each with a name and the sections that differ")
-    made: dict[str, Recipe] = {}
+    made: dict[str, recipes.Run] = {}
     flops_of: dict[str, str] = {}
     for number, given in enumerate(models):
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             raise RecipeError(f"{prefix}models[{number}]: must be a mapping with a name")
         model = dict(given)
         other = model.pop("flops_of", None)
+        if other is not None and kind is not Recipe:
+            raise RecipeError(f"{prefix}models[{number}].flops_of: {other!r}: not of puzzles; steps are equal")
         if other is not None and other not in made:
             raise RecipeError(f"{prefix}models[{number}].flops_of: {other!r}: must be a model before it: {list(made)}")
         if other is not None:
             flops_of[model["name"]] = other
         if model["name"] in made:
             raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
-        recipe = Recipe.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
-        for limit in LIMITS.values():
+        recipe = kind.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
+        for limit in LIMITS.values() if isinstance(recipe, Recipe) else ():
             if getattr(recipe.training, limit) is not None:
                 raise RecipeError(f"{prefix}training.{limit}: in a comparison the budget decides; leave it out")
-        if made and recipe.data != next(iter(made.values())).data:
-            raise RecipeError(f"{prefix}models[{number}].data: all models of a comparison have the same data")
+        for key, value in next(iter(made.values()), recipe).common.items():
+            if recipe.common[key] != value:
+                raise RecipeError(f"{prefix}models[{number}].{key}: all models of a comparison have the same {key}")
         made[model["name"]] = recipe
     return Comparison(name, made, budget, tuple(seeds), flops_of)
+
+
+def _budget(values: Mapping, prefix: str) -> Budget:
+    try:
+        budget = Budget.model_validate(values)
+        budget.given  # noqa: B018 (raises unless there is exactly one)
+    except ValidationError as error:
+        raise RecipeError(f"{prefix}budget.{translate(error, Budget)}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}{error}") from None
+    return budget
 
 
 def run(
@@ -177,13 +203,11 @@ def run(
     Returns:
         Model -> one result a seed (`training.result.measure`). A model that diverged has `{"failed": why}`.
     """
-    from undertow.training import budget
     from undertow.training import run as runs
 
     first = next(iter(plan.recipes.values()))
-    data = runs.open_data(first)
-    model = runs.build_model(first, data.tokenizer)
-    limit = plan.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model))
+    data = first.runner.open_data(first)
+    limit = plan.shared(data)
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
     folders: dict[str, list[Path]] = {name: [] for name in plan.recipes}
     for seed in plan.seeds:
@@ -192,11 +216,11 @@ def run(
             place = folder / label
             try:
                 own = limit if name not in plan.flops_of else _like(results[plan.flops_of[name]][-1])
-                one = Recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
+                one = recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
                 there = resume and (place / "recipe.yaml").exists()
                 runs.folder_for(one, place, resume=there)
                 callbacks = [] if watch is None else [watch.callback(label)]
-                result = runs.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
+                result = recipe.runner.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
             except FloatingPointError as error:  # the others go on
                 result = {"name": label, "failed": str(error)}
             if watch is not None:
@@ -216,7 +240,14 @@ def _like(result: Mapping) -> dict[str, float]:
 
 
 def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str, Sequence[Path]]) -> None:
-    """Write `table.md`, `curves.json`, `curves.png` and `samples.md`."""
+    """Write `table.md` and, of models of text, `curves.json`, `curves.png` and `samples.md`."""
+    columns = columns_of(results.values())
+    head = ["model", *(title.replace("\n", " ") for title, _ in columns)]
+    rows = ([name, *(cell(found) for _, cell in columns)] for name, found in results.items())
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    if not isinstance(next(iter(plan.recipes.values())), Recipe):
+        return
     from undertow.analysis import plots
     from undertow.training.callbacks import read_metrics
 
@@ -233,11 +264,6 @@ def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str
     }
     (folder / "curves.json").write_text(json.dumps({"seeds": list(plan.seeds), "models": points}, indent=1))
     plots.curves(points, folder / "curves.png", title=plan.name)
-    columns = columns_of(results.values())
-    head = ["model", *(title.replace("\n", " ") for title, _ in columns)]
-    rows = ([name, *(cell(found) for _, cell in columns)] for name, found in results.items())
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     text = [f"# Samples: {plan.name}\n"]
     samples = {name: found[0].get("samples", []) for name, found in results.items()}
     for number, first in enumerate(next((s for s in samples.values() if s), [])):
@@ -301,11 +327,23 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 
 
+PUZZLES: tuple[tuple[str, Cell], ...] = (
+    COLUMNS[0],
+    ("steps", number("steps", "{:,.0f}".format)),
+    ("train\nFLOPs", number("training_flops", "{:.2e}".format)),
+    ("exact\naccuracy", number("exact_accuracy", "{:.1%}".format)),
+    ("cell\naccuracy", number("accuracy", "{:.1%}".format)),
+    ("seconds", number("seconds", "{:,.0f}".format)),
+    ("puzzles/s\ntrain", number("puzzles_per_second", "{:,.0f}".format)),
+)
 SOLVED = ("problems\nsolved", number("solved", "{:.3f}".format))  # of a task's test split
 
 
 def columns_of(results: Iterable[Sequence[dict]], columns: Sequence[tuple[str, Cell]] = COLUMNS) -> list:
-    """The columns, and `SOLVED` where any of the results is a task's."""
+    """The columns, and `SOLVED` where any of the results is a task's; `PUZZLES` where one is a run's on puzzles."""
+    results = list(results)
+    if any("exact_accuracy" in result for found in results for result in found):
+        return list(PUZZLES)
     solved = any("solved" in result for found in results for result in found)
     return [*columns, SOLVED] if solved else list(columns)
 

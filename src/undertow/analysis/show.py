@@ -47,7 +47,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         Text(name, "bold"),
         Text(_summary(model)),
         Text(),
-        _picture_table(model),
+        picture_table(picture(model)),
         *(Text(line) for line in _memories(model)),
         Text(),
         _parameter_table(model),
@@ -111,14 +111,19 @@ class Row:
 
 def picture(model: UndertowForCausalLM) -> list[Row]:
     """The plan from the embedding to the LM head, a row for each visit in order, loops bracketed."""
-    steps: dict[tuple[int, ...], list[Step]] = {}
     plan = _plan(model)
     if model.program.normed and all(not isinstance(v, Visit) or v.block != NORM for v in plan):
         plan = (*plan, Visit(NORM))  # an edge reads it
+    last = [] if model.program.normed else ["final norm"]
+    return [Row("", "", "embedding"), *drawn(model, plan), Row("", "", ", ".join([*last, "LM head"]))]
+
+
+def drawn(model, plan: Plan) -> list[Row]:
+    """The rows of a plan: of `model.program`, which it unrolls to."""
+    steps: dict[tuple[int, ...], list[Step]] = {}
     for path, step in zip(_paths(plan), model.program.steps, strict=True):
         steps.setdefault(path, []).append(step)
-    last = [] if model.program.normed else ["final norm"]
-    return [Row("", "", "embedding"), *_draw(model, plan, steps, (), ""), Row("", "", ", ".join([*last, "LM head"]))]
+    return _draw(model, plan, steps, (), "")
 
 
 def _plan(model: UndertowForCausalLM) -> Plan:
@@ -226,11 +231,11 @@ def _memories(model: UndertowForCausalLM) -> list[str]:
     return said
 
 
-def _picture_table(model: UndertowForCausalLM) -> Table:
-    rows = picture(model)
+def picture_table(rows: Sequence[Row]) -> Table:
+    """The rows of a picture, without the columns that say nothing."""
     cells = [(r.part, r.numbers, r.drawn, r.stream, r.slots, "\n".join(r.edges)) for r in rows]
     used = [n for n in range(6) if any(line[n] for line in cells)]
-    made = _table(*(("part", "visit", "plan", "stream", "slots", "edges")[n] for n in used))
+    made = table_of(*(("part", "visit", "plan", "stream", "slots", "edges")[n] for n in used))
     for row, line in zip(rows, cells, strict=True):
         made.add_row(*(Text(line[n]) for n in used), style=STYLES.get(row.part, ""))
     return made
@@ -269,7 +274,7 @@ def parameters(model: UndertowForCausalLM) -> list[tuple[str, int, str]]:
 
 
 def _parameter_table(model: UndertowForCausalLM) -> Table:
-    made = _table("parameters", "", "")
+    made = table_of("parameters", "", "")
     made.columns[1].justify = "right"
     *parts, total = parameters(model)
     for name, n, remark in parts:
@@ -317,7 +322,7 @@ def costs(model: UndertowForCausalLM, T: int) -> list[Cost]:
 
 
 def _cost_table(model: UndertowForCausalLM, T: int) -> Table:
-    made = _table(f"per token, T = {T}", "blocks", "FLOPs forward", "FLOPs training", "x backbone")
+    made = table_of(f"per token, T = {T}", "blocks", "FLOPs forward", "FLOPs training", "x backbone")
     for column in made.columns[1:]:
         column.justify = "right"
     for cost in costs(model, T):
@@ -342,7 +347,7 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _table(*titles: str) -> Table:
+def table_of(*titles: str) -> Table:
     made = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for title in titles:
         made.add_column(title)

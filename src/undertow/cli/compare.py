@@ -29,4 +29,4 @@ def compare(
     with progress(out) as bars:
         results = comparison.run(plan, folder, resume=resume, device=device, watch=bars)
     out.print(comparison.table(results))
-    out.print(f"Table, plot, samples and runs lie in {folder}", soft_wrap=True)
+    out.print(f"Everything lies in {folder}", soft_wrap=True)

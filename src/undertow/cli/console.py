@@ -23,6 +23,21 @@ Run = Annotated[Path, typer.Argument(help="A run folder.")]
 Target = Annotated[Path, typer.Argument(help="A recipe (YAML) or a run folder.")]
 
 
+def of_puzzles(folder: Path) -> bool:
+    """Whether a run's recipe is one of puzzles."""
+    from undertow import recipe
+
+    return (folder / "recipe.yaml").is_file() and "puzzle" in recipe.read_yaml(folder / "recipe.yaml")
+
+
+def only(context: typer.Context, what: str, *allowed: str) -> None:
+    """Raise ValueError where an option was given that means nothing for `what`."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name)
+        if parameter.name not in allowed and given is not None and given.name == "COMMANDLINE":
+            raise ValueError(f"{parameter.opts[0]}: means nothing for {what}")
+
+
 def quiet() -> None:
     """Keep Hugging Face's own bars and remarks about saving out of ours; warnings are one line."""
     from transformers.utils.logging import disable_progress_bar

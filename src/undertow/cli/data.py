@@ -28,11 +28,17 @@ def data(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one option, e.g. train=1000. Repeats.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Make or fetch a task's data as JSON lines; without a task, list them all."""
+    """Make or fetch a task's data as JSON lines, or puzzles as arrays; without a task, list them all."""
     from undertow.tasks import TASKS  # not `from undertow import tasks`: that would load torch first
+    from undertow.trm.puzzles import PUZZLES
 
     if task is None:
-        out.print(_listing(TASKS))
+        out.print(_listing(TASKS | PUZZLES))
+        return
+    if task.partition("(")[0].strip() in PUZZLES:
+        from undertow.cli import puzzles
+
+        puzzles.write(task, folder, overrides)
         return
     from undertow.recipe import RecipeError, override
     from undertow.tasks import folder as folders
@@ -72,7 +78,7 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
         yield watch
 
 
-def _listing(known: Mapping[str, type[Task]]) -> Table:
+def _listing(known: Mapping[str, type]) -> Table:
     """A line for every task: the first of what it says about itself."""
     from rich.table import Table
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undertow.cli.console import Device, Overrides, Run, out, quiet
+from undertow.cli.console import Device, Overrides, Run, of_puzzles, only, out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,7 @@ Later = Callable[[], Measured]
 
 
 def evaluate(
+    context: typer.Context,
     folder: Run,
     schedules: Annotated[
         list[str], typer.Option("--schedule", help="One more schedule, e.g. 'Cyclic(16, 2)'. Repeats.")
@@ -59,12 +60,21 @@ def evaluate(
     task_shots: Annotated[int | None, typer.Option(min=0, help="Examples before each item of --tasks.")] = None,
     core: Annotated[Path | None, typer.Option(metavar="DIR", help="Also CORE: the folder of its bundle.")] = None,
 ) -> None:
-    """Measure bits per byte under the training schedule and under true decoding, accuracy on a task, and speed."""
+    """Measure bits per byte under the training schedule and under true decoding, accuracy on a task, and speed.
+
+    Of a run on puzzles: accuracy against supervision steps, and with early exit.
+    """
     from undertow.analysis.compare import table
     from undertow.evaluation.accuracy import table as accuracy_table
     from undertow.training import run
 
     quiet()
+    if of_puzzles(folder):
+        from undertow.cli import puzzles
+
+        only(context, "a run on puzzles", "folder", "overrides", "device")
+        puzzles.evaluate(folder, overrides, device)
+        return
     passes = _numbers("--pass-at", pass_at, least=1)
     changed = {"accuracy": accuracy, "split": split, "records": records, "samples": samples, "pass_at": passes}
     overrides = [*overrides, *(f"evaluation.{k}={json.dumps(v)}" for k, v in changed.items() if v is not None)]

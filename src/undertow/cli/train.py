@@ -25,13 +25,15 @@ def train(
     quiet()
     if target.is_dir() and folder is None:
         folder = target  # a run folder carries its own recipe
-    chosen = recipe.load(target, overrides)
-    data = None if resume else run.open_data(chosen)  # a mistake in the data leaves no folder behind
+    chosen = recipe.load_any(target, overrides)
+    data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
     out.print(f"[bold]{chosen.name}[/] in {folder}")
     with progress(out) as bars:
         watch = [bars.callback(chosen.name)]
-        result = run.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)
+        result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)
         bars.measured(chosen.name, result)
     out.print(table({chosen.name: [result]}))
+    if "puzzle" in result:
+        out.print(f"{result['puzzle']} exact accuracy: {100 * result['exact_accuracy']:.1f} %", highlight=False)
     out.print(f"Everything lies in {folder}", soft_wrap=True)

@@ -16,6 +16,29 @@ FORMS = {
 }
 
 
+def cycles(
+    z: Plan,
+    y: Plan,
+    inner: int,
+    outer: int,
+    grad_cycles: int = 1,
+    grad_inner: int | None = None,
+    last: Plan | None = None,
+) -> Plan:
+    """`inner` times the visits `z`, then the visits `y`, and that `outer` times; gradient in the last cycles alone.
+
+    The one place that says so: language models with a tiny block and puzzle models build their plans here, and the
+    executor runs them all.
+
+    Args:
+        grad_cycles: how many of the last cycles carry gradient.
+        grad_inner: how many of the last runs of `z` in the last cycle do (None: all of them).
+        last: stands for `y` at the end of the last cycle (None: `y`).
+    """
+    before = Loop((Loop(z, inner), *y), outer - 1, grad_last=grad_cycles - 1)
+    return (before, Loop(z, inner, grad_last=grad_inner), *(y if last is None else last))
+
+
 def recursion(
     blocks: tuple[str, ...],
     inner: int,
@@ -45,11 +68,9 @@ def recursion(
             visits.append(Visit(block, reads, writes if last else own, inject=inject, prefix=prefix))
         return tuple(visits)
 
-    def cycle(writes: str) -> Plan:
-        return (Loop(apply("z", into_z, "z"), inner), *apply("y", into_y, writes))
-
     into_z, into_y = FORMS[form]
-    return (Loop(cycle("y"), outer - 1, grad_last=grad_cycles - 1), *cycle(last_writes))
+    y, last = apply("y", into_y, "y"), apply("y", into_y, last_writes)
+    return cycles(apply("z", into_z, "z"), y, inner, outer, grad_cycles, last=last)
 
 
 class DualBlend(Blend):

@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -25,12 +26,8 @@ def problem(folder: Path) -> str | None:
     states = [folder / "optimizer.pt", folder / "scheduler.pt", *sorted(folder.glob("rng_state*.pth"))]
     if not weights or len(states) < 3:
         return "weights or states are missing"
-    for path in weights:
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError):
-            return f"{path.name} is torn"
+    if (torn := torn_tensors(weights)) is not None:
+        return torn
     for path in states:
         if not path.is_file() or not zipfile.is_zipfile(path):
             return f"{path.name} is missing or torn"
@@ -41,13 +38,24 @@ def problem(folder: Path) -> str | None:
     return None if state["global_step"] == step_of(folder) else "trainer_state.json is of another step"
 
 
+def torn_tensors(paths: Iterable[Path]) -> str | None:
+    """Which of these safetensors files lacks part of what its header says, in a few words; None: none."""
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError):
+            return f"{path.name} is {'torn' if path.exists() else 'missing'}"
+    return None
+
+
 def step_of(folder: Path) -> int:
     """The optimiser steps done when this checkpoint was written."""
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def newest_complete(root: Path) -> Path | None:
-    """The newest complete checkpoint below `root`; warns about every torn one it skips."""
+def newest_complete(root: Path, problem: Callable[[Path], str | None] = problem) -> Path | None:
+    """The newest checkpoint below `root` that has no `problem`; warns about every torn one it skips."""
     found = [path for path in root.glob("checkpoint-*") if NAME.fullmatch(path.name)] if root.is_dir() else []
     for path in sorted(found, key=step_of, reverse=True):
         why = problem(path)

@@ -81,11 +81,11 @@ def work(place: Path, device: str = "auto", threads: int | None = None) -> None:
             import torch
 
             from undertow import recipe
-            from undertow.training import run
 
             if threads is not None:
                 torch.set_num_threads(threads)
-            run.train(recipe.load(place), place, resume=(place / "checkpoints").is_dir(), device=device)
+            chosen = recipe.load_any(place)
+            chosen.runner.train(chosen, place, resume=(place / "checkpoints").is_dir(), device=device)
         except Exception as error:
             record_failure(place, str(error) or type(error).__name__)
             raise

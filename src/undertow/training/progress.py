@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+QUALITY = {"eval_bits_per_byte": "bits/byte {:.3f}", "eval_exact_accuracy": "exact accuracy {:.1%}"}
+
 
 class Bars:
     """A set of bars on one console."""
@@ -36,7 +38,10 @@ class Bars:
         if "failed" in result:
             self.say(f"{name}: {result['failed']}")
             return
-        said = f"bits/byte {result['bits_training']:.3f} trained, {result['bits_true']:.3f} decoded"
+        if "exact_accuracy" in result:  # puzzles
+            said = f"exact accuracy {result['exact_accuracy']:.1%}"
+        else:
+            said = f"bits/byte {result['bits_training']:.3f} trained, {result['bits_true']:.3f} decoded"
         task = self.shown[name].task if name in self.shown else None
         if task is not None:
             self.bars.update(task, said=said)
@@ -67,7 +72,7 @@ class _Bar(TrainerCallback):
     def __init__(self, owner: Bars, name: str):
         self.owner, self.name, self.began = owner, name, 0.0
         self.task: TaskID | None = None
-        self.loss = self.bits = float("nan")
+        self.loss, self.quality = float("nan"), ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.task = self.owner.bars.add_task(self.name, total=state.max_steps, completed=state.global_step, said="")
@@ -81,11 +86,12 @@ class _Bar(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
-        self.bits = logs.get("eval_bits_per_byte", self.bits)
-        self.owner.bars.update(self.task, said=f"loss {self.loss:.3f}  bits/byte {self.bits:.3f}")
-        if "eval_bits_per_byte" in logs and not self.owner.console.is_terminal:
+        found = [said.format(logs[key]) for key, said in QUALITY.items() if key in logs]
+        self.quality = found[0] if found else self.quality
+        self.owner.bars.update(self.task, said=f"loss {self.loss:.3f}  {self.quality}")
+        if found and not self.owner.console.is_terminal:
             seconds = time.perf_counter() - self.began
             self.owner.say(
                 f"{self.name}: step {state.global_step}/{state.max_steps}, loss {self.loss:.3f}, "
-                f"bits/byte {self.bits:.3f}, {seconds:.0f} s"
+                f"{self.quality}, {seconds:.0f} s"
             )

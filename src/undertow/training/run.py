@@ -40,7 +40,7 @@ from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights depend on.
 FREE = {
-    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics"),
+    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics", "evaluate_every"),
     "data": ("cache_dir",),
 }
 
@@ -57,12 +57,12 @@ def pick_folder(name: str, folder: Path | None = None, resume: bool = False, roo
         FileNotFoundError: there is nothing to resume.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one process chooses, all agree
-        chosen = [_pick(name, folder, resume, root) if _processes().is_main_process else None]
+        chosen = [_pick(name, folder, resume, root) if parallel().is_main_process else None]
         return broadcast_object_list(chosen)[0]
     return _pick(name, folder, resume, root)
 
 
-def _processes() -> PartialState:
+def parallel() -> PartialState:
     """Who trains in parallel (`torchrun`); on its own, one process."""
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -81,24 +81,26 @@ def _pick(name: str, folder: Path | None, resume: bool, root: Path) -> Path:
     return folder
 
 
-def folder_for(recipe: Recipe, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
+def folder_for(
+    recipe: recipes.Run, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")
+) -> Path:
     """The folder of a run (see `pick_folder`), with its recipe in it.
 
     Raises:
         ValueError: with `resume`, the folder's recipe says another model, other data or other training.
     """
     folder = pick_folder(recipe.name, folder, resume, root)
-    with _processes().main_process_first():
+    with parallel().main_process_first():
         if (folder / "recipe.yaml").exists():
-            same_run(recipes.load(folder), recipe, folder)
-        if _processes().is_main_process:
+            same_run(recipes.load_any(folder), recipe, folder)
+        if parallel().is_main_process:
             part = folder / "recipe.part"  # whole or not there: it is what resuming compares with
             recipe.save(part)
             part.replace(folder / "recipe.yaml")
     return folder
 
 
-def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
+def same_run(there: recipes.Run, here: recipes.Run, folder: Path) -> None:
     """Raise RecipeError naming the first value that would make the resumed run another one."""
     old, new = there.to_dict(), here.to_dict()
     for section in sorted(set(old) | set(new) - {"evaluation"}):
@@ -112,7 +114,7 @@ def same_run(there: Recipe, here: Recipe, folder: Path) -> None:
 def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
     chosen = recipe.data
-    with _processes().main_process_first():
+    with parallel().main_process_first():
         return build(**{name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"})
 
 
@@ -161,6 +163,14 @@ def build_model(recipe: Recipe, tokenizer=None):
     if recipe.training.train_only is not None:
         freeze(model, recipe.training.train_only)
     return model
+
+
+def cost(recipe: Recipe) -> dict:
+    """What a run will be and cost, as `describe` says it; no data is opened (see `training.sweep.costs`)."""
+    model = budget.on_meta(recipe)
+    row_flops, settings = budget.flops_per_row(model, recipe.data.seq_len), recipe.training
+    steps = budget.steps_for(settings, row_flops, recipe.data.seq_len, 1, budget.scaling_parameters(model))
+    return describe(model, recipe, steps, settings.batch_size * settings.accumulation, row_flops)
 
 
 def freeze(model, pattern: str) -> None:
@@ -250,7 +260,7 @@ def train(
     finally:
         metrics.close()
     worker.save_model(str(folder / "model"))
-    state = _processes()
+    state = parallel()
     if state.is_main_process:
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)

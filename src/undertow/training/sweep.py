@@ -85,7 +85,7 @@ class Run:
     name: str
     model: str
     values: Mapping[str, Any]
-    recipe: Recipe
+    recipe: recipes.Run
 
     @property
     def curve(self) -> str:
@@ -145,19 +145,13 @@ def costs(plan: Plan) -> list[dict[str, Any]]:
 
     The vocabulary is that of `data.tokenizer`, else of the task's own tokenizer, else `data.vocab_size`.
     """
-    from undertow.training import budget, result
-
     made: dict[str, dict] = {}  # models that differ in their weights only are costed once
     rows = []
     for one in plan.runs.values():
         recipe = one.recipe
         key = json.dumps(recipe.to_dict() | {"name": "", "seed": 0, "evaluation": {}}, sort_keys=True)
         if key not in made:
-            model = budget.on_meta(recipe)
-            row_flops, seq_len = budget.flops_per_row(model, recipe.data.seq_len), recipe.data.seq_len
-            steps = budget.steps_for(recipe.training, row_flops, seq_len, 1, budget.scaling_parameters(model))
-            rows_step = recipe.training.batch_size * recipe.training.accumulation
-            made[key] = result.describe(model, recipe, steps, rows_step, row_flops)
+            made[key] = recipe.runner.cost(recipe)
         rows.append(made[key] | {"name": one.name, "seed": recipe.seed})
     return rows
 
@@ -218,7 +212,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
     places = {name: folder / "runs" / name for name in plan.runs}
     for name, place in places.items():
         if (place / "recipe.yaml").exists():
-            same_run(recipes.load(place), plan.runs[name].recipe, place)
+            same_run(recipes.load_any(place), plan.runs[name].recipe, place)
     kept = folder / "sweep.json"
     before = json.loads(kept.read_text())["threads"] if kept.exists() else None
     threads = plan.settings.threads or before or max(1, _cores() // workers)
@@ -258,10 +252,10 @@ def _runs(file: Path, settings: Sweep, overrides: Sequence[str]) -> dict[str, Ru
         name = name or _fresh(label(model if len(models) > 1 else "", values) or model, made)
         try:
             recipes.override(recipe, [*shared, *_texts(values)])
-            checked = Recipe.parse(recipe | {"name": name})
+            checked = recipes.kind_of(recipe).parse(recipe | {"name": name})
         except RecipeError as error:
             raise RecipeError(f"run {name}: {str(error).removeprefix('--set ')}") from None
-        if all(getattr(checked.training, limit) is None for limit in LIMITS.values()):
+        if isinstance(checked, Recipe) and all(getattr(checked.training, limit) is None for limit in LIMITS.values()):
             raise RecipeError(f"run {name}: training: needs one of {', '.join(LIMITS.values())}")
         made[name] = Run(name, model, values, checked)
     return made
