@@ -110,7 +110,11 @@ class Recipe(Section):
 
     def save(self, path: str | Path) -> None:
         """Write the resolved recipe as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as `save` writes it."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=120)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

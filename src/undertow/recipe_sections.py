@@ -207,6 +207,7 @@ class Training(Section):
     recurrent_weight: RecurrentWeight | None = None
     train_only: str | None = None  # regex: parameters whose names do not match are frozen
     clip: Annotated[float, Field(ge=0)] = 1.0
+    nonfinite: Literal["stop", "skip"] = "stop"  # at a step whose loss or gradient is not finite
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     log_every: Positive = 10

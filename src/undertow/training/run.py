@@ -25,22 +25,22 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from undertow import recipe as recipes
-from undertow.data import build, check_vocabulary, collate
+from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, trainer
-from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics
+from undertow.training import budget, checkpoints, optimisers, signals, trainer
+from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, measure, training_speed
 from undertow.training.statistics import Statistics
 
-# What may differ between a run and its resumption: nothing that the trained weights depend on.
+# What may differ between a run and its resumption: nothing that the trained weights so far depend on.
 FREE = {
-    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics"),
+    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics", "nonfinite"),
     "data": ("cache_dir",),
 }
 
@@ -92,9 +92,7 @@ def folder_for(recipe: Recipe, folder: Path | None = None, resume: bool = False,
         if (folder / "recipe.yaml").exists():
             same_run(recipes.load(folder), recipe, folder)
         if _processes().is_main_process:
-            part = folder / "recipe.part"  # whole or not there: it is what resuming compares with
-            recipe.save(part)
-            part.replace(folder / "recipe.yaml")
+            cache.write(folder / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
     return folder
 
 
@@ -193,12 +191,18 @@ def train(
 
     Raises:
         ValueError: recipe, data and model do not fit each other.
-        FloatingPointError: the loss or the gradient stopped being finite.
-        OSError: the disk is full.
+        FloatingPointError: the loss, the gradient or a weight stopped being finite.
+        OSError: the disk is full; the newest checkpoint is whole.
+        Stopped: SIGTERM or Ctrl-C; the step in progress was ended and saved.
     """
     finished = folder / "result.json"
     if resume and finished.exists():
         return json.loads(finished.read_text())
+    with checkpoints.full_disk_said(folder / "checkpoints"):
+        return _train(recipe, folder, resume, device, callbacks, data)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: Sequence[TrainerCallback], data) -> dict:
     where = device_of(device)
     data = open_data(recipe) if data is None else data
     model = build_model(recipe, data.tokenizer)
@@ -241,26 +245,40 @@ def train(
         optimiser=partial(optimisers.build, settings=settings, batch_tokens=rows * seq_len),
         flops_per_row=row_flops,
         measure=curve,
+        skip=settings.nonfinite == "skip",
     )
     start = checkpoints.newest_complete(folder / "checkpoints") if resume else None
     if resume and start is None:
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     try:
-        worker.train(resume_from_checkpoint=None if start is None else str(start))
+        with signals.held() as asked:
+            worker.add_callback(Leave(asked))
+            worker.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
         metrics.close()
-    worker.save_model(str(folder / "model"))
+    if asked.number is not None:
+        last = checkpoints.newest_complete(folder / "checkpoints")
+        raise signals.Stopped(asked.number, f"step {worker.state.global_step} is saved in {last}; --resume goes on")
     state = _processes()
     if state.is_main_process:
+        checkpoints.begin(folder / "model")
+    state.wait_for_everyone()
+    worker.save_model(str(folder / checkpoints.PART / "model"))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        checkpoints.finish(folder / "model")
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
-        write_json(finished, result)
+        if settings.nonfinite == "skip":
+            logged = read_metrics(folder / "metrics.jsonl")
+            result["skipped_steps"] = sum(line.get("skipped", 0) for line in logged)
+        write_json(folder / "result.json", result)
     state.wait_for_everyone()
-    return json.loads(finished.read_text())
+    return json.loads((folder / "result.json").read_text())
 
 
 def load(folder: Path, device: str = "auto") -> Loaded:
@@ -277,6 +295,9 @@ def load(folder: Path, device: str = "auto") -> Loaded:
     found = next((place for place in places if place and (place / "config.json").exists()), None)
     if found is None:
         raise FileNotFoundError(f"{folder}: holds no trained model (no model/, no complete checkpoint)")
+    why = checkpoints.problem(found, "*.safetensors") if (found / checkpoints.CHECKSUMS).exists() else None
+    if why is not None:
+        raise ValueError(f"{found}: {why}; the weights are not what was saved")
     try:
         model = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True).eval().to(device_of(device))
     except SafetensorError as error:
@@ -308,7 +329,5 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[st
 
 
 def write_json(path: Path, value) -> None:
-    """Write through a temporary file: a reader never sees half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
+    """A file whole or not at all: a reader never sees half of it."""
+    cache.write(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from undertow import recipe as recipes
@@ -226,7 +225,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
         raise RecipeError(f"{folder}: cannot resume, threads is {before} there and {threads} here")
     write_text(kept, json.dumps({"name": plan.name, "threads": threads}, indent=1))
     for name, place in places.items():
-        text = yaml.safe_dump(plan.runs[name].recipe.to_dict(), sort_keys=False, width=120)
+        text = plan.runs[name].recipe.to_yaml()
         place.mkdir(parents=True, exist_ok=True)
         if launch.state(place) in ("open", "failed"):
             write_text(place / "recipe.yaml", text)
