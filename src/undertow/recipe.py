@@ -30,6 +30,7 @@ from undertow.recipe_sections import (
     Section,
     Training,
     choices,
+    folder_name,
     one_line,
 )
 
@@ -63,9 +64,7 @@ class Recipe(Section):
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value):
-        if not value or value != Path(value).name or value.startswith("."):
-            raise Bad("", f"{value!r}: must be usable as the name of a folder")
-        return value
+        return folder_name(value)
 
     @model_validator(mode="after")
     def _fits(self):
@@ -74,12 +73,20 @@ class Recipe(Section):
 
             from undertow.backbone.adapter import shape_of
 
-            shape = shape_of(self.backbone.hf_config())
+            try:
+                shape = shape_of(self.backbone.hf_config())
+            except (TypeError, ArithmeticError) as error:
+                raise Bad("backbone", one_line(error)) from error
             for section in ("depth", "time"):
                 try:
                     with torch.device("meta"):  # layer numbers are checked, nothing is allocated
                         getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
-                except ValueError as error:
+                except (
+                    ValueError,
+                    TypeError,
+                    ArithmeticError,
+                    RuntimeError,
+                ) as error:  # torch's and Python's own words
                     raise Bad(section, one_line(error)) from error
             if self.future is not None and not -shape.layers <= self.future.source < shape.layers:
                 raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
@@ -152,7 +159,7 @@ def override(values: dict, texts: Sequence[str]) -> None:
                 raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section")
         try:
             inner[keys[-1]] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {text}: {one_line(error)}") from None
 
 
@@ -182,9 +189,9 @@ def component(section: str, value):
         raise Bad("", f"{value!r}: must be a mapping with the key {word}, or a call such as {next(iter(classes))}(...)")
     values = dict(value)
     name = values.pop(word, None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         other = {"depth": "time", "time": "depth"}.get(section)
-        if other and name in registry(other):
+        if other and isinstance(name, str) and name in registry(other):
             raise Bad(word, f"{name!r} belongs under {other}; here: {', '.join(classes)}")
         raise Bad(word, f"{name!r} is unknown; {choices(name, list(classes))}")
     cls = classes[name]
@@ -230,7 +237,7 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
     keys = [str(key) for key in first["loc"] if _is_key(key)]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, Bad):
-        return f"{'.'.join([*keys, cause.key] if cause.key else keys)}: {cause}"
+        return f"{'.'.join([*keys, str(cause.key)] if cause.key != '' else keys)}: {cause}"
     dotted, section = ".".join(keys), model
     for key in keys[:-1]:
         annotation = section.model_fields[key].annotation if key in section.model_fields else None
@@ -287,8 +294,10 @@ def read_yaml(path: str | Path) -> dict:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date that is none, a number of 5,000 digits
         raise RecipeError(f"{path}: not readable as YAML: {one_line(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: not readable as YAML: nested too deeply") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: must be a mapping of sections ({', '.join(Recipe.model_fields)})")
     return values

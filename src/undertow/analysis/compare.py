@@ -21,6 +21,7 @@ from rich.table import Table
 
 from undertow import recipe as recipes
 from undertow.recipe import Recipe, RecipeError, Section, translate
+from undertow.recipe_sections import folder_name
 
 if TYPE_CHECKING:
     from undertow.training.progress import Bars
@@ -126,6 +127,10 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
     shared = dict(values)
     models, seeds = shared.pop("models"), shared.pop("seeds", [shared.get("seed", 0)])
     name, prefix = shared.pop("name", name), f"{where}: " if where else ""
+    try:
+        folder_name(name)
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}name: {error}") from None
     try:
         budget = Budget.model_validate(shared.pop("budget", {}))
         budget.given  # noqa: B018 (raises unless there is exactly one)

@@ -132,9 +132,10 @@ def local(places: Mapping[str, Path], workers: int, threads: int, device: str, w
 
     try:
         _until_settled(places, tend, watch, POLL)
+    except BaseException:
+        watch.say(f"waiting for {', '.join(running) or 'nothing'} to leave; a second signal ends them at once")
+        raise
     finally:
-        if running:
-            watch.say(f"waiting for {', '.join(running)} to save a checkpoint; a second signal ends them at once")
         _end([process for _, process in running.values()])
 
 
