@@ -31,6 +31,7 @@ from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
+from undertow.recipe_sections import one_line
 from undertow.tasks import Task
 from undertow.training import budget, checkpoints, optimisers, signals, trainer
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
@@ -298,14 +299,23 @@ def load(folder: Path, device: str = "auto") -> Loaded:
     why = checkpoints.problem(found, "*.safetensors") if (found / checkpoints.CHECKSUMS).exists() else None
     if why is not None:
         raise ValueError(f"{found}: {why}; the weights are not what was saved")
+    where = device_of(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True).eval().to(device_of(device))
+        model, info = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(found)
     except SafetensorError as error:
         raise ValueError(f"{found}: the weights are torn: {error}") from None
+    except Exception as error:  # of damaged files transformers and tokenizers raise whatever they trip on
+        raise ValueError(f"{found}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # else these would be drawn at random, or lost
+        names = sorted(map(str, info[what]))
+        if names:
+            raise ValueError(f"{found}: weights and config.json do not fit: {what.replace('_', ' ')}: {names[0]}, ...")
+    model.eval().to(where)
     recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
     if recipe is not None and recipe.schedule is not None:
         model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
-    return Loaded(model, AutoTokenizer.from_pretrained(found), recipe)
+    return Loaded(model, tokenizer, recipe)
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[str] = (), device: str = "auto") -> dict:

@@ -4,7 +4,9 @@ run needs that loses nothing: checkpoints that are whole or not there, and a sto
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from undertow.recipe import Training
+from undertow.recipe_sections import one_line
 from undertow.training import checkpoints
 from undertow.training.precision import uses_bfloat16
 
@@ -296,8 +299,27 @@ class UndertowTrainer(Trainer):
             self._skipped = left["skipped"]
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _loading(checkpoint):  # with `weights_only`, as everything of a checkpoint: no pickled code ever runs
+            super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed = None if checkpoint is None else Path(checkpoint)
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with _loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        with _loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+@contextmanager
+def _loading(checkpoint) -> Iterator[None]:
+    """What torch raises about states that are not this run's, as one ValueError."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = one_line(error)[:300]
+        raise ValueError(f"{checkpoint}: holds no states of this run: {type(error).__name__}: {said}") from error
 
 
 @dataclass
