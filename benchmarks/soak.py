@@ -29,7 +29,7 @@ from undertow.recipe import Recipe
 from undertow.training import checkpoints
 from undertow.training.callbacks import read_metrics
 
-STEPS = 24
+STEPS = 12
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 LEFT = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 
@@ -49,18 +49,18 @@ def recipe(cache: Path) -> Recipe:
             },
             "time": "T2MLR(0, 1)",
             "schedule": "Cyclic(4, 1)",
-            "data": {"source": "S5(train=400, validation=20, test=20)", "seq_len": 64, "cache_dir": str(cache)},
+            "data": {"source": "S5(train=200, validation=8, test=8)", "seq_len": 64, "cache_dir": str(cache)},
             "training": {
                 "max_steps": STEPS,
                 "batch_size": 4,
                 "accumulation": 2,
-                "log_every": 5,
-                "save_every": 3,
+                "log_every": 4,
+                "save_every": 2,
                 "keep": 3,
                 "precision": "float32",
                 "tensorboard": False,
             },
-            "evaluation": {"points": 2, "rows": 4, "new_tokens": 2, "records": 2, "batch_size": 4},
+            "evaluation": {"points": 1, "rows": 2, "new_tokens": 1, "records": 1, "batch_size": 4},
         }
     )
 

@@ -146,14 +146,8 @@ def test_a_run_writes_only_into_its_folder_and_its_cache(values, tmp_path, monke
     allowed = (str(tmp_path), values["data"]["cache_dir"], tempfile.gettempdir() + "/torch", "/dev/", "/proc/")
 
     def watch(event, arguments):
-        if (
-            on[0]
-            and event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
-            or on[0]
-            and event == "open"
-            and isinstance(arguments[1], str)
-            and set(arguments[1]) & set("wax+")
-        ):
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if on[0] and (writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")):
             seen.append(str(arguments[0]))
 
     sys.addaudithook(watch)
@@ -166,5 +160,4 @@ def test_a_run_writes_only_into_its_folder_and_its_cache(values, tmp_path, monke
     finally:
         on[0] = False
     outside = [path for path in seen if not path.startswith(allowed) and not re.search(r"__pycache__|\.pyc", path)]
-    assert str(tmp_path / "r" / "result.json") or seen
     assert len(seen) > 10 and not [path for path in outside if os.path.isabs(path)], outside
