@@ -144,15 +144,15 @@ def soak(faults: int, seed: int, root: Path, say=print) -> dict:
     if wait(start(file, whole)) != 0:
         raise RuntimeError(f"the undisturbed run failed: {(root / 'whole.txt').read_text()[-2000:]}")
     seconds = time.perf_counter() - began
-    while met.total() < faults:
+    while met.total() < faults:  # a run meets several, and ends where none meets it in time
         folder = root / f"run-{runs}"
         while True:
             kind = rng.choice(["SIGKILL", "SIGKILL at a change of a file", "SIGTERM", "SIGINT"])
             if met.total() >= faults:
                 kind = "none"
-            pid = start(file, folder, rng.randint(1, 60) if "change" in kind else None)
+            pid = start(file, folder, rng.randint(1, 45) if "change" in kind else None)
             if kind in ("SIGKILL", "SIGTERM", "SIGINT"):
-                until = time.perf_counter() + rng.uniform(0.05, 1.0) * seconds
+                until = time.perf_counter() + rng.uniform(0.05, 0.7) * seconds
                 while (
                     time.perf_counter() < until
                     and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
