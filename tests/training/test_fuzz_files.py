@@ -92,6 +92,14 @@ def test_damaged_task_files(sources, tmp_path):
     task_files(sources, tmp_path, range(200))
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_nesting_without_end_is_one_line(tmp_path, name):
+    (tmp_path / name).write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="not JSON") as caught:
+        list(files.read(tmp_path / name))
+    assert one_line(caught.value)
+
+
 @pytest.mark.slow
 def test_many_damaged_task_files(sources, tmp_path):
     task_files(sources, tmp_path, range(200, 5200))
