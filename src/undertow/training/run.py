@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -301,7 +302,8 @@ def load(folder: Path, device: str = "auto") -> Loaded:
         raise ValueError(f"{found}: {why}; the weights are not what was saved")
     where = device_of(device)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
+        read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
+        model, info = read
         tokenizer = AutoTokenizer.from_pretrained(found)
     except SafetensorError as error:
         raise ValueError(f"{found}: the weights are torn: {error}") from None
