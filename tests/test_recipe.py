@@ -132,7 +132,7 @@ def test_both_spellings_of_a_component_are_one():
         ),
         (
             {"backbone": {"family": "llama", "hidden_size": "x"}},
-            "Field 'hidden_size' expected int, got str (value: 'x')",
+            "backbone.hidden_size: 'x': must be a whole number from 1 to",
         ),
         (
             {"backbone": {"pretrained": "x", "hidden_size": 3}},

@@ -33,6 +33,7 @@ from undertow.recipe_sections import (
     Section,
     Training,
     choices,
+    folder_name,
     one_line,
 )
 
@@ -61,9 +62,7 @@ class Run(Section):
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value):
-        if not value or value != Path(value).name or value.startswith("."):
-            raise Bad("", f"{value!r}: must be usable as the name of a folder")
-        return value
+        return folder_name(value)
 
     @property
     def runner(self) -> ModuleType:
@@ -95,7 +94,11 @@ class Run(Section):
 
     def save(self, path: str | Path) -> None:
         """Write the resolved recipe as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as `save` writes it."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=120)
 
 
 class Recipe(Run):
@@ -122,12 +125,20 @@ class Recipe(Run):
 
             from undertow.backbone.adapter import shape_of
 
-            shape = shape_of(self.backbone.hf_config())
+            try:
+                shape = shape_of(self.backbone.hf_config())
+            except (TypeError, ArithmeticError) as error:
+                raise Bad("backbone", one_line(error)) from error
             for section in ("depth", "time"):
                 try:
                     with torch.device("meta"):  # layer numbers are checked, nothing is allocated
                         getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
-                except ValueError as error:
+                except (
+                    ValueError,
+                    TypeError,
+                    ArithmeticError,
+                    RuntimeError,
+                ) as error:  # torch's and Python's own words
                     raise Bad(section, one_line(error)) from error
             if self.future is not None and not -shape.layers <= self.future.source < shape.layers:
                 raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
@@ -204,7 +215,7 @@ def override(values: dict, texts: Sequence[str]) -> None:
                 raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section")
         try:
             inner[keys[-1]] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {text}: {one_line(error)}") from None
 
 
@@ -238,9 +249,9 @@ def component(section: str, value):
         raise Bad("", f"{value!r}: must be a mapping with the key {word}, or a call such as {next(iter(classes))}(...)")
     values = dict(value)
     name = values.pop(word, None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         other = {"depth": "time", "time": "depth"}.get(section)
-        if other and name in registry(other):
+        if other and isinstance(name, str) and name in registry(other):
             raise Bad(word, f"{name!r} belongs under {other}; here: {', '.join(classes)}")
         raise Bad(word, f"{name!r} is unknown; {choices(name, list(classes))}")
     cls = classes[name]
@@ -286,7 +297,7 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
     keys = [str(key) for key in first["loc"] if _is_key(key)]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, Bad):
-        return f"{'.'.join([*keys, cause.key] if cause.key else keys)}: {cause}"
+        return f"{'.'.join([*keys, str(cause.key)] if cause.key != '' else keys)}: {cause}"
     dotted, section = ".".join(keys), model
     for key in keys[:-1]:
         annotation = section.model_fields[key].annotation if key in section.model_fields else None
@@ -343,8 +354,10 @@ def read_yaml(path: str | Path) -> dict:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date that is none, a number of 5,000 digits
         raise RecipeError(f"{path}: not readable as YAML: {one_line(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: not readable as YAML: nested too deeply") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: must be a mapping of sections ({', '.join(Recipe.model_fields)})")
     return values

@@ -6,11 +6,20 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+# The largest sizes of a backbone: beyond them is a slip of the finger, and building it would never end.
+SIZES = dict.fromkeys(("num_hidden_layers", "n_layer"), 10_000) | dict.fromkeys(
+    (
+        *("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim", "vocab_size", "sliding_window"),
+        *("num_attention_heads", "n_head", "num_key_value_heads", "max_position_embeddings", "n_positions"),
+    ),
+    1 << 24,
+)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -36,6 +45,14 @@ def choices(value, allowed: Sequence[str]) -> str:
 def one_line(error: BaseException) -> str:
     """The message of any exception on one line."""
     return " ".join(str(error).split())
+
+
+def folder_name(value: str) -> str:
+    """The value, if a folder directly below another one can have it as its name. Raises Bad."""
+    plain = isinstance(value, str) and value.isprintable() and len(value.encode(errors="replace")) <= 200
+    if not plain or not value or value != Path(value).name or value.startswith(".") or "\\" in value:
+        raise Bad("", f"{value!r}: must be usable as the name of a folder")
+    return value
 
 
 class Section(BaseModel):
@@ -90,9 +107,12 @@ class Backbone(Section):
         for key in values:
             if key not in allowed:
                 raise Bad(key, f"unknown key (value {values[key]!r}); {choices(key, allowed)}")
+        for key in SIZES.keys() & {key for key, value in values.items() if value is not None}:
+            if type(values[key]) is not int or not 1 <= values[key] <= SIZES[key]:
+                raise Bad(key, f"{values[key]!r}: must be a whole number from 1 to {SIZES[key]:,}")
         try:
             return cls(**(defaults | values))
-        except (StrictDataclassError, ValueError, TypeError) as error:
+        except (StrictDataclassError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
             raise Bad("", one_line(error)) from error
 
 
@@ -207,6 +227,7 @@ class Training(Section):
     recurrent_weight: RecurrentWeight | None = None
     train_only: str | None = None  # regex: parameters whose names do not match are frozen
     clip: Annotated[float, Field(ge=0)] = 1.0
+    nonfinite: Literal["stop", "skip"] = "stop"  # at a step whose loss or gradient is not finite
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     log_every: Positive = 10

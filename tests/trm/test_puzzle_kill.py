@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import undertow.trm
 from commands import call
 from undertow.training.callbacks import read_metrics
-from undertow.trm import checkpoints, run
+from undertow.training.checkpoints import newest_complete
+from undertow.trm import run
 from undertow.trm.recipe import PuzzleRecipe
 
 SPEEDS = ("seconds", "puzzles_per_second", "seconds_per_step")
@@ -89,10 +90,11 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("torn", "said"),
     [
-        ("training.safetensors", "training.safetensors is torn"),
-        ("carry-0.safetensors", "carry-0.safetensors is torn"),
-        ("model/model.safetensors", "model.safetensors is torn"),
-        ("state.json", "state.json is missing or torn"),
+        ("training.safetensors", "training.safetensors is torn or changed"),
+        ("carry-0.safetensors", "carry-0.safetensors is torn or changed"),
+        ("model/model.safetensors", "model/model.safetensors is torn or changed"),
+        ("state.json", "state.json is torn or changed"),
+        ("checksums.json", "checksums.json is missing or torn"),
     ],
 )
 def test_a_torn_checkpoint_is_skipped_and_the_run_ends_the_same(whole, tmp_path, monkeypatch, torn, said):
@@ -102,7 +104,7 @@ def test_a_torn_checkpoint_is_skipped_and_the_run_ends_the_same(whole, tmp_path,
     path = again / "checkpoints/checkpoint-12" / torn
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.warns(UserWarning, match=f"checkpoint-12: {said}"):
-        assert checkpoints.newest(again / "checkpoints").name == "checkpoint-10"
+        assert newest_complete(again / "checkpoints").name == "checkpoint-10"
     with pytest.warns(UserWarning, match=said):
         run.train(SEVERAL, again, resume=True, device="cpu")
     same(whole, again)

@@ -85,7 +85,7 @@ def test_a_checkpoint_half_written_does_not_exist_and_a_finished_run_stays(tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["part-3"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["part"]
     model = run(tmp_path, resume=True)
     again = run(tmp_path, resume=True)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from undertow import recipe as recipes
 from undertow.recipe import Recipe, RecipeError, Section, translate
+from undertow.recipe_sections import folder_name
 
 if TYPE_CHECKING:
     from undertow.training.progress import Bars
@@ -141,6 +142,10 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
     shared = dict(values)
     models, seeds = shared.pop("models"), shared.pop("seeds", [shared.get("seed", 0)])
     name, prefix = shared.pop("name", name), f"{where}: " if where else ""
+    try:
+        folder_name(name)
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}name: {error}") from None
     kind = recipes.kind_of(shared)
     if kind is not Recipe and "budget" in shared:
         raise RecipeError(f"{prefix}budget: models of puzzles are compared at equal training.steps; leave it out")

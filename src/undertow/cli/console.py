@@ -45,3 +45,4 @@ def quiet() -> None:
     warnings.formatwarning = lambda message, *where, **more: f"warning: {' '.join(str(message).split())}\n"
     disable_progress_bar()
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # "mtime may not be reliable"
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a table of keys: `run.load` says it

@@ -29,6 +29,8 @@ def write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     try:
         with partial.open("xb") as file:
             writer(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves the name without the bytes
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

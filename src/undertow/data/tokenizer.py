@@ -65,7 +65,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file `tokenizers` raises just that, and transformers whatever it trips on
         reason = " ".join(str(error).split())
         raise ValueError(f"tokenizer: {str(name)!r}: neither a tokenizer's folder nor its hub id ({reason})") from error
     check_tokenizer(tokenizer)

@@ -167,7 +167,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
 
 
@@ -179,9 +179,10 @@ def _json(path: Path) -> Iterator[Record]:
         yield from _json_lines(path)
         return
     try:
-        yield from json.loads(text)
-    except ValueError as error:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    yield from records
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -203,7 +204,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not parquet ({' '.join(str(error).split())})") from None
 
 

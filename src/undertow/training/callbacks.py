@@ -7,9 +7,11 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 from undertow.recipe_sections import RecurrentWeight
+from undertow.training.signals import Asked
 from undertow.training.statistics import Statistics
 
 UNLOGGED = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
@@ -94,6 +96,21 @@ class Curriculum(TrainerCallback):
             strength.fill_(weight)
 
     on_train_end = on_step_begin
+
+
+class Leave(TrainerCallback):
+    """End training after the step in which a signal came, with a checkpoint; of several processes all do."""
+
+    def __init__(self, asked: Asked):
+        self.asked = asked
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # a launcher's signals arrive at different steps
+            number = torch.tensor(self.asked.number or 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.asked.number = int(number) or None
+        if self.asked.number is not None:
+            control.should_save = control.should_training_stop = True
 
 
 class Metrics(TrainerCallback):

@@ -1,52 +1,106 @@
-"""Checkpoints that can be trusted: a torn one (killed while writing, disk full) is never resumed from."""
+"""Folders that can be trusted: written whole or not at all, and gone on from only if every byte is what was written.
+
+A checkpoint is written below `part/`, which a kill leaves behind and the next save removes. When all of it is on the
+disk, with the SHA-256 of every file in `checksums.json`, it takes its name by one rename. The trained model likewise.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 NAME = re.compile(r"checkpoint-(\d+)")
+PART, CHECKSUMS = "part", "checksums.json"
+BLOCK = 1 << 22  # bytes read at once
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, beyond `ulimit -f`
+# safetensors, torch and numpy say it in words of their own.
+WORDS = (
+    "No space left",
+    "os error 28",
+    "os error 27",
+    "os error 122",
+    "PytorchStreamWriter",
+    "unexpected pos",
+    "requested and",
+)
 
 
-def problem(folder: Path) -> str | None:
-    """Why this checkpoint cannot be resumed from, in a few words; None if it is complete.
+def begin(target: Path) -> Path:
+    """An empty folder for what will be `target`; what an earlier one left unfinished beside it is removed."""
+    abandon(target)
+    part = target.parent / PART / target.name
+    part.mkdir(parents=True)
+    return part
 
-    Weights must have the length their header says, zipped states their directory at the end; `trainer_state.json`
-    is written last.
-    """
-    weights = sorted(folder.glob("*.safetensors"))
-    states = [folder / "optimizer.pt", folder / "scheduler.pt", *sorted(folder.glob("rng_state*.pth"))]
-    if not weights or len(states) < 3:
-        return "weights or states are missing"
-    if (torn := torn_tensors(weights)) is not None:
-        return torn
-    for path in states:
-        if not path.is_file() or not zipfile.is_zipfile(path):
-            return f"{path.name} is missing or torn"
+
+def abandon(target: Path) -> None:
+    """Remove what was begun for `target`, if anything."""
+    shutil.rmtree(target.parent / PART, ignore_errors=True)
+
+
+def finish(target: Path) -> None:
+    """What was begun for `target` takes its name, with checksums, once the disk holds all of it."""
+    part = target.parent / PART / target.name
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    said = {path.relative_to(part).as_posix(): _sha256(path) for path in files}
+    (part / CHECKSUMS).write_text(json.dumps(said, indent=1))
+    for path in (*files, part / CHECKSUMS, *(path for path in part.rglob("*") if path.is_dir()), part):
+        sync(path)
+    if target.exists():  # found damaged when the run went on, else it would not be written again
+        shutil.rmtree(target)
+    part.rename(target)
+    part.parent.rmdir()
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        state = json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return "trainer_state.json is missing or torn"
-    return None if state["global_step"] == step_of(folder) else "trainer_state.json is of another step"
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def torn_tensors(paths: Iterable[Path]) -> str | None:
-    """Which of these safetensors files lacks part of what its header says, in a few words; None: none."""
-    for path in paths:
+def problem(folder: Path, pattern: str = "*") -> str | None:
+    """Why the folder cannot be trusted, in a few words; None if all its files are what was written.
+
+    Args:
+        pattern: only files whose name matches are looked at.
+    """
+    try:
+        said = {str(name): str(value) for name, value in json.loads((folder / CHECKSUMS).read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return f"{CHECKSUMS} is missing or torn"
+    for name in said:
+        if not fnmatch(name, pattern):
+            continue
         try:
-            with safe_open(path, framework="pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError):
-            return f"{path.name} is {'torn' if path.exists() else 'missing'}"
+            found = _sha256(folder / name)
+        except (OSError, ValueError):
+            return f"{name} is missing"
+        if found != said[name]:
+            return f"{name} is torn or changed"
     return None
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
 
 
 def step_of(folder: Path) -> int:
@@ -54,10 +108,15 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def newest_complete(root: Path, problem: Callable[[Path], str | None] = problem) -> Path | None:
-    """The newest checkpoint below `root` that has no `problem`; warns about every torn one it skips."""
+def below(root: Path) -> list[Path]:
+    """All checkpoints below `root`, oldest first, whole or not."""
     found = [path for path in root.glob("checkpoint-*") if NAME.fullmatch(path.name)] if root.is_dir() else []
-    for path in sorted(found, key=step_of, reverse=True):
+    return sorted(found, key=step_of)
+
+
+def newest_complete(root: Path) -> Path | None:
+    """The newest whole checkpoint below `root`; warns about every damaged one it skips."""
+    for path in reversed(below(root)):
         why = problem(path)
         if why is None:
             return path
@@ -65,14 +124,22 @@ def newest_complete(root: Path, problem: Callable[[Path], str | None] = problem)
     return None
 
 
-def disk_full(error: BaseException, folder: Path) -> OSError | None:
-    """An error while saving as one clear OSError if the disk was full, else None; what was half written is removed.
+def rotate(root: Path, newest: int, keep: int) -> None:
+    """Keep the `keep` checkpoints up to step `newest`, which was just written; later ones were found damaged."""
+    kept = [path for path in below(root) if step_of(path) <= newest][-keep:]
+    for path in below(root):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
-    safetensors and torch say "No space left" in exceptions of their own.
-    """
-    words = str(error)
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in words or "os error 28" in words
-    if not full and not ("PytorchStreamWriter" in words and shutil.disk_usage(folder.parent).free < 1 << 20):
-        return None
-    shutil.rmtree(folder, ignore_errors=True)
-    return OSError(errno.ENOSPC, "disk full while saving a checkpoint; older checkpoints are whole", str(folder))
+
+@contextmanager
+def full_disk_said(root: Path) -> Iterator[None]:
+    """Errors of a full disk, in whatever words, as one clear OSError that names the newest checkpoint below `root`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in FULL and not any(word in str(error) for word in WORDS):
+            raise
+        last = newest_complete(root)
+        said = f"disk full; the last whole checkpoint is {last or 'none'}; make room, then --resume"
+        raise OSError(errno.ENOSPC, said) from error

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 from filelock import FileLock, Timeout
 
 from undertow.data import cache
+from undertow.training import signals
 
 State = Literal["finished", "failed", "held", "open"]
 ENDS: dict[State, str] = {"finished": "result.json", "failed": "failed.json"}
@@ -106,7 +107,8 @@ class Job:
 def local(places: Mapping[str, Path], workers: int, threads: int, device: str, watch: Watch) -> None:
     """Work on all runs in processes of this machine, `workers` at a time, until each has finished or failed.
 
-    A worker dies with this process, however that dies. Runs that another sweep holds are waited for.
+    A worker dies with this process, however that dies; asked to leave, it ends its step and saves it first. Runs that
+    another sweep holds are waited for.
     """
     gpus = _gpus() if device in ("auto", "cuda") else []
     running: dict[str, tuple[int, subprocess.Popen]] = {}
@@ -130,10 +132,11 @@ def local(places: Mapping[str, Path], workers: int, threads: int, device: str, w
 
     try:
         _until_settled(places, tend, watch, POLL)
+    except BaseException:
+        watch.say(f"waiting for {', '.join(running) or 'nothing'} to leave; a second signal ends them at once")
+        raise
     finally:
-        for _, process in running.values():
-            process.kill()
-            process.wait()
+        _end([process for _, process in running.values()])
 
 
 def slurm(
@@ -245,6 +248,19 @@ def _start(place: Path, device: str, env: Mapping[str, str]) -> subprocess.Popen
         )
 
 
+def _end(workers: Sequence[subprocess.Popen]) -> None:
+    """Ask workers to leave and wait until they have; interrupted in that, kill them."""
+    try:
+        for process in workers:
+            process.terminate()
+        for process in workers:
+            process.wait()
+    finally:
+        for process in workers:
+            process.kill()
+            process.wait()
+
+
 def _die_with_parent() -> None:
     def wait():
         while os.read(0, 1):
@@ -272,9 +288,13 @@ def _main(place: str, device: str, threads: str) -> int:
 
     quiet()  # people read the log
     try:
-        work(Path(place), device, int(threads))
+        with signals.raised():
+            work(Path(place), device, int(threads))
     except Timeout:
         return HELD
+    except signals.Stopped as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.status
     return 0
 
 

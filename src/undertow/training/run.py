@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -25,22 +26,26 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from undertow import recipe as recipes
-from undertow.data import build, check_vocabulary, collate
+from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
+from undertow.recipe_sections import one_line
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, trainer
-from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics
+from undertow.training import budget, checkpoints, optimisers, signals, trainer
+from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, measure, training_speed
 from undertow.training.statistics import Statistics
 
-# What may differ between a run and its resumption: nothing that the trained weights depend on.
+# What may differ between a run and its resumption: nothing that the trained weights so far depend on.
 FREE = {
-    "training": ("log_every", "save_every", "keep", "workers", "tensorboard", "statistics", "evaluate_every"),
+    "training": (
+        *("log_every", "save_every", "evaluate_every", "keep"),
+        *("workers", "tensorboard", "statistics", "nonfinite"),
+    ),
     "data": ("cache_dir",),
 }
 
@@ -94,9 +99,7 @@ def folder_for(
         if (folder / "recipe.yaml").exists():
             same_run(recipes.load_any(folder), recipe, folder)
         if parallel().is_main_process:
-            part = folder / "recipe.part"  # whole or not there: it is what resuming compares with
-            recipe.save(part)
-            part.replace(folder / "recipe.yaml")
+            cache.write(folder / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
     return folder
 
 
@@ -203,12 +206,18 @@ def train(
 
     Raises:
         ValueError: recipe, data and model do not fit each other.
-        FloatingPointError: the loss or the gradient stopped being finite.
-        OSError: the disk is full.
+        FloatingPointError: the loss, the gradient or a weight stopped being finite.
+        OSError: the disk is full; the newest checkpoint is whole.
+        Stopped: SIGTERM or Ctrl-C; the step in progress was ended and saved.
     """
     finished = folder / "result.json"
     if resume and finished.exists():
         return json.loads(finished.read_text())
+    with checkpoints.full_disk_said(folder / "checkpoints"):
+        return _train(recipe, folder, resume, device, callbacks, data)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: Sequence[TrainerCallback], data) -> dict:
     where = device_of(device)
     data = open_data(recipe) if data is None else data
     model = build_model(recipe, data.tokenizer)
@@ -251,26 +260,40 @@ def train(
         optimiser=partial(optimisers.build, settings=settings, batch_tokens=rows * seq_len),
         flops_per_row=row_flops,
         measure=curve,
+        skip=settings.nonfinite == "skip",
     )
     start = checkpoints.newest_complete(folder / "checkpoints") if resume else None
     if resume and start is None:
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     try:
-        worker.train(resume_from_checkpoint=None if start is None else str(start))
+        with signals.held() as asked:
+            worker.add_callback(Leave(asked))
+            worker.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
         metrics.close()
-    worker.save_model(str(folder / "model"))
+    if asked.number is not None:
+        last = checkpoints.newest_complete(folder / "checkpoints")
+        raise signals.Stopped(asked.number, f"step {worker.state.global_step} is saved in {last}; --resume goes on")
     state = parallel()
     if state.is_main_process:
+        checkpoints.begin(folder / "model")
+    state.wait_for_everyone()
+    worker.save_model(str(folder / checkpoints.PART / "model"))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        checkpoints.finish(folder / "model")
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
-        write_json(finished, result)
+        if settings.nonfinite == "skip":
+            logged = read_metrics(folder / "metrics.jsonl")
+            result["skipped_steps"] = sum(line.get("skipped", 0) for line in logged)
+        write_json(folder / "result.json", result)
     state.wait_for_everyone()
-    return json.loads(finished.read_text())
+    return json.loads((folder / "result.json").read_text())
 
 
 def load(folder: Path, device: str = "auto") -> Loaded:
@@ -287,14 +310,27 @@ def load(folder: Path, device: str = "auto") -> Loaded:
     found = next((place for place in places if place and (place / "config.json").exists()), None)
     if found is None:
         raise FileNotFoundError(f"{folder}: holds no trained model (no model/, no complete checkpoint)")
+    why = checkpoints.problem(found, "*.safetensors") if (found / checkpoints.CHECKSUMS).exists() else None
+    if why is not None:
+        raise ValueError(f"{found}: {why}; the weights are not what was saved")
+    where = device_of(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True).eval().to(device_of(device))
+        read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
+        model, info = read
+        tokenizer = AutoTokenizer.from_pretrained(found)
     except SafetensorError as error:
         raise ValueError(f"{found}: the weights are torn: {error}") from None
+    except Exception as error:  # of damaged files transformers and tokenizers raise whatever they trip on
+        raise ValueError(f"{found}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # else these would be drawn at random, or lost
+        names = sorted(map(str, info[what]))
+        if names:
+            raise ValueError(f"{found}: weights and config.json do not fit: {what.replace('_', ' ')}: {names[0]}, ...")
+    model.eval().to(where)
     recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
     if recipe is not None and recipe.schedule is not None:
         model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
-    return Loaded(model, AutoTokenizer.from_pretrained(found), recipe)
+    return Loaded(model, tokenizer, recipe)
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[str] = (), device: str = "auto") -> dict:
@@ -318,7 +354,5 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[st
 
 
 def write_json(path: Path, value) -> None:
-    """Write through a temporary file: a reader never sees half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
+    """A file whole or not at all: a reader never sees half of it."""
+    cache.write(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

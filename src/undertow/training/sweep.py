@@ -27,19 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from undertow import recipe as recipes
 from undertow.analysis.compare import LIMITS, SECTIONS
 from undertow.recipe import Recipe, RecipeError, Section, translate
-from undertow.recipe_sections import Bad, Positive, choices
+from undertow.recipe_sections import Bad, Positive, choices, folder_name, one_line
 from undertow.training import launch
 from undertow.training.launch import Watch, write_text
 
 BUDGETS = tuple(f"training.{limit}" for limit in LIMITS.values())
 RATIO = "training.tokens_per_parameter"
 Values = dict[str, Any]
+# Of submitit: these it would run, or write into a shell script as they are.
+COMMANDS = ("setup", "python", "srun_args")
 
 
 class Single(Section):
@@ -64,6 +65,21 @@ class Sweep(Section):
     threads: Positive | None = None  # of each run; None: the cores shared among the workers
     where: Literal["local", "slurm"] = "local"
     slurm: Values = {}  # of submitit's AutoExecutor.update_parameters; `cluster: local` runs the jobs here
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value):
+        return None if value is None else folder_name(value)
+
+    @field_validator("slurm")
+    @classmethod
+    def _no_commands(cls, value):
+        for key, given in value.items():
+            if str(key).removeprefix("slurm_") in COMMANDS:
+                raise Bad(str(key), "a recipe runs no commands; set up the environment that the sweep is started in")
+            if "\\" in json.dumps(given, default=str, ensure_ascii=False):  # what JSON must escape
+                raise Bad(str(key), f"{given!r}: may not hold line breaks, quotes or backslashes")
+        return value
 
     @field_validator("grid")
     @classmethod
@@ -220,7 +236,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
         raise RecipeError(f"{folder}: cannot resume, threads is {before} there and {threads} here")
     write_text(kept, json.dumps({"name": plan.name, "threads": threads}, indent=1))
     for name, place in places.items():
-        text = yaml.safe_dump(plan.runs[name].recipe.to_dict(), sort_keys=False, width=120)
+        text = plan.runs[name].recipe.to_yaml()
         place.mkdir(parents=True, exist_ok=True)
         if launch.state(place) in ("open", "failed"):
             write_text(place / "recipe.yaml", text)
@@ -267,10 +283,17 @@ def _models(file: Path, settings: Sweep) -> dict[str, dict]:
     for given in [*([] if settings.base is None else [settings.base]), *settings.recipes]:
         if isinstance(given, str):
             beside = file.parent / given
-            path = beside if beside.exists() else Path(given)
-            if path.is_dir():
+            try:
+                path = beside if beside.exists() else Path(given)
+                folder = path.is_dir()
+            except (OSError, ValueError) as error:  # a name that no file can have
+                raise RecipeError(f"recipes: {given!r}: {one_line(error)}") from None
+            if folder:
                 path = path / "recipe.yaml"  # of a run
-            values = recipes.read_yaml(path)
+            try:
+                values = recipes.read_yaml(path)
+            except OSError as error:
+                raise RecipeError(f"recipes: {one_line(error)}") from None
             if "models" in values or "grid" in values:
                 raise RecipeError(f"recipes: {given} is not a recipe of one model")
             values.setdefault("name", path.stem)

@@ -1,19 +1,28 @@
-"""Hugging Face `Trainer` with what recurrence adds: parameter groups, per-sweep losses, honest FLOPs, a stop on NaN."""
+"""Hugging Face `Trainer` with what recurrence adds (parameter groups, per-sweep losses, honest FLOPs), and with what a
+run needs that loses nothing: checkpoints that are whole or not there, and a stop, or a skip, at NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from undertow.recipe import Training
+from undertow.recipe_sections import one_line
 from undertow.training import checkpoints
 from undertow.training.precision import uses_bfloat16
+
+KEPT = 5  # batches kept for inspection
+PATIENCE = 20  # steps left out one after another before training stops anyway
 
 
 def arguments(
@@ -43,7 +52,7 @@ def arguments(
         use_cpu=device.type == "cpu",
         logging_steps=settings.log_every,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # a NaN stops training instead
+        logging_nan_inf_filter=False,  # a NaN stops training, or its step is left out
         save_strategy="steps",
         save_steps=settings.save_every,
         save_total_limit=settings.keep,
@@ -82,10 +91,12 @@ class UndertowTrainer(Trainer):
         optimiser: makes the optimiser of a model.
         flops_per_row: training FLOPs of one row; `state.total_flos` adds them up.
         measure: `measure(model) -> {name: number}`, run where an evaluation is asked for.
+        skip: leave out a step whose loss or gradient is not finite, and count it (`skipped` in the logs): weights and
+            optimiser stay as they are, the learning rate goes on. False: such a step ends training.
 
     Raises (from `train`):
-        FloatingPointError: the loss or the gradient is not finite; the weights of that step are not saved.
-        OSError: the disk is full; older checkpoints stay whole.
+        FloatingPointError: the loss, the gradient or a weight is not finite; nothing of that step is saved but its
+            batch, for inspection, in `nonfinite/` beside the checkpoints.
     """
 
     model: Any  # the base class allows None; ours is always given
@@ -96,13 +107,19 @@ class UndertowTrainer(Trainer):
         optimiser: Callable[[Any], torch.optim.Optimizer],
         flops_per_row: float = 0.0,
         measure=None,
+        skip: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.folder = Path(str(self.args.output_dir))  # of the checkpoints
         self.remove_callback(PrinterCallback)
-        self.make_optimiser, self.flops_per_row, self.measure = optimiser, flops_per_row, measure
+        self.make_optimiser, self.flops_per_row, self.measure, self.skip = optimiser, flops_per_row, measure, skip
         self._parts: dict[str, list[torch.Tensor]] = {}  # losses of sweeps and of heads since the last log
+        self._skipped, self._in_a_row = 0, 0  # steps left out since the last log; and one after another
+        self._last_logged = 0  # step
+        self._step = _Step()
+        self._saving = False  # a checkpoint, now
+        self._resumed: Path | None = None  # the checkpoint that was just loaded
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -120,29 +137,84 @@ class UndertowTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _run_epoch(self, *args, **kwargs) -> None:
+        if self._resumed is not None:
+            self._take_up(self._resumed)
+            self._resumed = None
         if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint: the base class would
             self.control.should_training_stop = True  # take one step too many before it looks
             return
         super()._run_epoch(*args, **kwargs)
 
+    # ------------------------------------------------------------------ what is not finite
+
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._step.number != self.state.global_step:
+            self._step = _Step(
+                self.state.global_step, self._tr_loss.clone(), {k: len(v) for k, v in self._parts.items()}
+            )
+        self._step.inputs.append(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise self._diverged("loss", loss)
+            if not self.skip:
+                raise self._diverged("loss", loss)
+            self._step.loss = float(loss)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise self._diverged("gradient norm", norm)
+        what, value = ("gradient norm", norm) if self._step.loss is None else ("loss", self._step.loss)
+        finite = norm is None or bool(torch.isfinite(torch.as_tensor(value)))
+        if self._anywhere(not finite):
+            if not self.skip:
+                raise self._diverged(what, value)
+            self._leave_out(model, what, value)
+            return None
+        self._in_a_row = 0
         return norm
 
-    def _diverged(self, what: str, value) -> FloatingPointError:
-        last = checkpoints.newest_complete(self.folder)
+    def _leave_out(self, model, what: str, value) -> None:
+        """No update of this step: an optimiser passes over parameters without gradient. Its losses are not logged."""
+        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+        if self._in_a_row == PATIENCE:
+            raise self._diverged(what, value, f"{PATIENCE} steps in a row were left out; ")
+        self._keep_batch(what, value)
+        model.zero_grad(set_to_none=True)
+        self._tr_loss = self._step.loss_before
+        for name, seen in self._parts.items():
+            del seen[self._step.parts_before.get(name, 0) :]
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.args.world_size == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.args.device)
+        return bool(self.accelerator.reduce(flag) > 0)
+
+    def _diverged(self, what: str, value, more: str = "") -> FloatingPointError:
+        batch, last = self._keep_batch(what, value), checkpoints.newest_complete(self.folder)
         return FloatingPointError(
-            f"step {self.state.global_step + 1}: the {what} is {float(value)}; training stopped, the last good "
-            f"checkpoint is {last or 'none'}; a lower training.learning_rate or training.clip may help"
+            f"step {self._step.number + 1}: the {what} is {float(value)}; {more}training stopped, the last good "
+            f"checkpoint is {last or 'none'}, the batch is {batch or 'not kept'}; a lower training.learning_rate or "
+            "training.clip may help, training.nonfinite=skip leaves such steps out"
         )
+
+    def _keep_batch(self, what: str, value) -> Path | None:
+        """Write the micro-batches of this step, as `0.input_ids` and so on; the first few times only."""
+        folder, rank = self.folder.parent / "nonfinite", self.args.process_index
+        path = folder / f"step-{self._step.number + 1}{f'-rank{rank}' if rank else ''}.safetensors"
+        if not self._step.inputs or (len(list(folder.glob("*.safetensors"))) >= KEPT and not path.exists()):
+            return None
+        tensors = {
+            f"{i}.{name}": value.detach().cpu().contiguous()
+            for i, inputs in enumerate(self._step.inputs)
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, path, {"step": str(self._step.number + 1), "what": what, "value": str(float(value))})
+        return path
+
+    # ------------------------------------------------------------------ logs
 
     def floating_point_ops(self, inputs) -> int:
         return round(self.flops_per_row * len(inputs["input_ids"]))
@@ -152,6 +224,14 @@ class UndertowTrainer(Trainer):
             for name, seen in self._parts.items():
                 logs.update({f"{name}_{i}": value for i, value in enumerate(torch.stack(seen).mean(0).tolist())})
             self._parts.clear()
+            if self._skipped:
+                steps = self.state.global_step - self._last_logged
+                logs["skipped"], self._skipped = self._skipped, 0
+                if logs["skipped"] == steps:
+                    del logs["loss"]  # the loss of no step
+                else:
+                    logs["loss"] *= steps / (steps - logs["skipped"])
+            self._last_logged = self.state.global_step
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -173,12 +253,81 @@ class UndertowTrainer(Trainer):
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.folder) / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml
 
+    def _get_output_dir(self, trial) -> str:
+        return str(self.folder / checkpoints.PART if self._saving else self.folder)
+
     def _save_checkpoint(self, model, trial) -> None:
+        if not self.is_fsdp_enabled and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._diverged("largest weight", "nan")
+        target = self.folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.begin(target)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            folder = self.folder / f"checkpoint-{self.state.global_step}"
-            full = checkpoints.disk_full(error, folder)
-            if full is None:
-                raise
-            raise full from error
+            self._leave_for_later(self.folder / checkpoints.PART / target.name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.finish(target)
+                checkpoints.rotate(self.folder, self.state.global_step, self.args.save_total_limit or 1)
+        except BaseException:
+            checkpoints.abandon(target)  # a full disk has room again
+            raise
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+
+    def _leave_for_later(self, folder: Path) -> None:
+        """Write into a checkpoint what was summed up since the last log: the next one is the mean of all of it."""
+        if self.state.global_step > self._globalstep_last_logged:
+            parts = {name: torch.stack(seen).tolist() for name, seen in self._parts.items() if seen}
+            left = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "parts": parts}
+            path = folder / f"unlogged_{self.args.process_index}.json"
+            path.write_text(json.dumps(left | {"skipped": self._skipped}))
+
+    def _take_up(self, folder: Path) -> None:
+        path = folder / f"unlogged_{self.args.process_index}.json"
+        self._last_logged = self.state.global_step
+        if path.exists():
+            left = json.loads(path.read_text())
+            self._tr_loss += left["loss"]
+            self._last_logged = self._globalstep_last_logged = left["since"]
+            self._parts = {
+                name: list(torch.tensor(seen, device=self.args.device)) for name, seen in left["parts"].items()
+            }
+            self._skipped = left["skipped"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        with _loading(checkpoint):  # with `weights_only`, as everything of a checkpoint: no pickled code ever runs
+            super()._load_optimizer_and_scheduler(checkpoint)
+        self._resumed = None if checkpoint is None else Path(checkpoint)
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with _loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        with _loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+@contextmanager
+def _loading(checkpoint) -> Iterator[None]:
+    """What torch raises about states that are not this run's, as one ValueError."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = one_line(error)[:300]
+        raise ValueError(f"{checkpoint}: holds no states of this run: {type(error).__name__}: {said}") from error
+
+
+@dataclass
+class _Step:
+    """The step in progress: what it read, and what was summed up before it."""
+
+    number: int = -1  # optimiser steps done before
+    loss_before: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    parts_before: dict[str, int] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)  # of its micro-batches
+    loss: float | None = None  # of a micro-batch, if it was not finite

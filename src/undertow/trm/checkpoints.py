@@ -2,8 +2,9 @@
 
 checkpoint-N/model/               the model as it would be kept now: loads with `TRM.load`
              training.safetensors parameters, average and the optimiser's moments
-             carry-R.safetensors  the rows of process R: their state, steps and puzzles
+             carry-R.safetensors  the rows of process R: their state, steps and puzzles; what is not logged yet
              state.json           what the run was started with, and its step
+             checksums.json       of all of these
 
 There is no state of a random generator: every draw is a function of the seed and the step.
 """
@@ -11,7 +12,6 @@ There is no state of a random generator: every draw is a function of the seed an
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,66 +50,40 @@ def save(
     optimiser: torch.optim.Optimizer,
     ema: EMA | None,
     carry: Carry,
+    tally: Mapping[str, Tensor],
     seed: int,
     keep: int,
 ) -> None:
     """Write `checkpoint-STEP` below `root` and remove all but the newest `keep`. Every process calls it.
 
+    Args:
+        tally: sums of this process since the last log.
+
     Raises:
         OSError: the disk is full; older checkpoints stay whole.
     """
-    part, done = root / f"part-{step}", root / f"checkpoint-{step}"
-    try:
+    done = root / f"checkpoint-{step}"
+    with checkpoints.full_disk_said(root):
         if rank() == 0:
-            for left in (*root.glob("part-*"), done):
-                shutil.rmtree(left, ignore_errors=True)
-            part.mkdir(parents=True)
+            checkpoints.begin(done)
         wait()
-        save_file(_plain(carry), part / f"carry-{rank()}.safetensors")
+        part = root / checkpoints.PART / done.name
+        save_file(_plain(carry) | _named("tally", tally), part / f"carry-{rank()}.safetensors")
         if rank() == 0:
             tensors = _named("model", model.state_dict()) | _moments(optimiser)
             save_file(tensors | _named("ema", ema.average if ema else {}), part / "training.safetensors")
             (model if ema is None else ema.averaged(model)).save(part / "model")
             (part / "state.json").write_text(json.dumps(_started(model, ema, seed) | {"step": step}))
-    except Exception as error:
-        full = checkpoints.disk_full(error, part)
-        if full is None:
-            raise
-        raise full from None
-    wait()
-    if rank() == 0:
-        part.rename(done)
-        for old in sorted(found(root), key=checkpoints.step_of)[:-keep]:
-            shutil.rmtree(old)
-
-
-def found(root: Path) -> list[Path]:
-    """The checkpoints below `root`."""
-    return [path for path in root.glob("checkpoint-*") if checkpoints.NAME.fullmatch(path.name)]
-
-
-def newest(root: Path) -> Path | None:
-    """The newest complete checkpoint below `root` (None: there is none); warns about every torn one it skips."""
-    return checkpoints.newest_complete(root, problem)
-
-
-def problem(folder: Path) -> str | None:
-    """Why this checkpoint cannot be resumed from, in a few words; None if it is complete."""
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        names = ["training", *(f"carry-{rank}" for rank in range(state["processes"])), "model/model"]
-        complete = state["step"] == checkpoints.step_of(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return "state.json is missing or torn"
-    if not complete:
-        return "state.json is of another step"
-    return checkpoints.torn_tensors(folder / f"{name}.safetensors" for name in names)
+        wait()
+        if rank() == 0:
+            checkpoints.finish(done)
+            checkpoints.rotate(root, step, keep)
 
 
 def restore(
     folder: Path, model: TRM, optimiser: torch.optim.Optimizer, ema: EMA | None, seed: int
-) -> tuple[int, Carry]:
-    """Load a checkpoint into model, optimiser and average; `(step, carry)`.
+) -> tuple[int, Carry, dict[str, Tensor]]:
+    """Load a checkpoint into model, optimiser and average; `(step, carry, tally)`.
 
     Raises:
         ValueError: it is of another network, another seed, or another number of processes.
@@ -127,7 +101,7 @@ def restore(
     device = next(model.parameters()).device
     rows = {name: value.to(device) for name, value in load_file(folder / f"carry-{rank()}.safetensors").items()}
     carry = Carry(_below("state", rows), rows["steps"], rows["halted"], _below("data", rows))
-    return state["step"], carry
+    return state["step"], carry, _below("tally", rows)
 
 
 def _started(model: TRM, ema: EMA | None, seed: int) -> dict:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from undertow import recipe as recipes
 from undertow.recipe import RecipeError
 from undertow.training.callbacks import read_metrics
+from undertow.training.checkpoints import newest_complete
 from undertow.training.precision import device_of
 from undertow.training.run import parallel, write_json
 from undertow.trm import checkpoints, puzzles, show, solving, training
@@ -150,7 +151,7 @@ def load(folder: Path, device: str = "auto", overrides: Sequence[str] = ()) -> L
     recipe = recipes.load_any(folder, overrides)
     if not isinstance(recipe, PuzzleRecipe):
         raise RecipeError(f"{folder}: is a run on text; this needs one on puzzles")
-    newest = checkpoints.newest(folder / "checkpoints")
+    newest = newest_complete(folder / "checkpoints")
     places = [folder / "model", *([] if newest is None else [newest / "model"])]
     found = next((place for place in places if (place / "config.json").exists()), None)
     if found is None:

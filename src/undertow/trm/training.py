@@ -14,7 +14,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from undertow.agree import together
+from undertow.agree import largest, together
 from undertow.data import cache
+from undertow.training import signals
 from undertow.training.callbacks import read_metrics
+from undertow.training.checkpoints import begin, finish, full_disk_said, newest_complete
 from undertow.training.precision import autocast, device_of
 from undertow.trm import checkpoints, halting, optimisers
 from undertow.trm.config import TRMConfig
@@ -79,6 +81,7 @@ def train(
     Raises:
         ValueError: the data does not fit the model, or the checkpoint does not fit the run.
         FloatingPointError: the gradient is not finite; the step is not taken.
+        Stopped: a signal came; the step it came in is saved.
         OSError: the disk is full; older checkpoints stay whole.
     """
     where = device_of(device)
@@ -91,35 +94,42 @@ def train(
     model = TRM(config).to(where)
     optimiser = optimisers.build(model, settings.optimiser, settings.betas, settings.weight_decay)
     ema = None if settings.ema is None else EMA(model, settings.ema)
-    step, carry = 0, None
-    newest = checkpoints.newest(folder / "checkpoints") if resume else None
+    step, carry, sums, root = 0, None, {}, folder / "checkpoints"
+    newest = newest_complete(root) if resume else None
     if resume and newest is None:
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     if newest is not None:
-        step, carry = checkpoints.restore(newest, model, optimiser, ema, seed)
+        step, carry, sums = checkpoints.restore(newest, model, optimiser, ema, seed)
     net = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
-    log, tally = Log(folder / "metrics.jsonl", step, watch), Tally()
+    log, tally = Log(folder / "metrics.jsonl", step, watch), Tally(sums)
     read = data.batches(settings.batch_size, seed, step)
-    while step < settings.steps:
-        batch = {name: rows.chunk(ranks)[rank].to(where) for name, rows in next(read).items()}
-        step += 1
-        carry = halting.first(model, batch) if carry is None else carry
-        carry = supervise(net, model, optimiser, settings, carry, batch, step, seed, tally)
-        if ema is not None:
-            ema.update(model)
-        saves = step % settings.save_every == 0 or step == settings.steps
-        if saves or step == 1 or step % settings.log_every == 0:  # what is tallied is in no checkpoint
-            log(step, tally.take())
-        due = settings.evaluate_every and step % settings.evaluate_every == 0
-        if measure is not None and rank == 0 and (due or step == settings.steps):
-            kept = model if ema is None else ema.averaged(model)
-            log(step, {f"eval_{name}": value for name, value in measure(kept.eval()).items()})
-            model.train()
-        if saves:
-            checkpoints.save(folder / "checkpoints", step, model, optimiser, ema, carry, seed, settings.keep)
+    with signals.held() as asked:
+        while step < settings.steps and asked.number is None:
+            batch = {name: rows.chunk(ranks)[rank].to(where) for name, rows in next(read).items()}
+            step += 1
+            carry = halting.first(model, batch) if carry is None else carry
+            carry = supervise(net, model, optimiser, settings, carry, batch, step, seed, tally)
+            if ema is not None:
+                ema.update(model)
+            if ranks > 1:  # a launcher's signals arrive at different steps
+                asked.number = int(largest(torch.tensor(float(asked.number or 0), device=where), agree=True)) or None
+            if step == 1 or step % settings.log_every == 0 or step == settings.steps:
+                log(step, tally.take())
+            due = settings.evaluate_every and step % settings.evaluate_every == 0
+            if measure is not None and rank == 0 and (due or step == settings.steps):
+                kept = model if ema is None else ema.averaged(model)
+                log(step, {f"eval_{name}": value for name, value in measure(kept.eval()).items()})
+                model.train()
+            if step % settings.save_every == 0 or step == settings.steps or asked.number is not None:
+                unlogged = tally.state()
+                checkpoints.save(root, step, model, optimiser, ema, carry, unlogged, seed, settings.keep)
+    if asked.number is not None and step < settings.steps:
+        raise signals.Stopped(asked.number, f"step {step} is saved in {root}; --resume goes on")
     kept = (model if ema is None else ema.averaged(model)).eval()
     if rank == 0:
-        kept.save(folder / "model")
+        with full_disk_said(root):
+            kept.save(begin(folder / "model"))
+            finish(folder / "model")
     checkpoints.wait()
     return kept
 
@@ -192,9 +202,13 @@ class Tally:
     ROWS = ("cell_loss", "halt_loss", "continue_loss")
     DONE = ("accuracy", "exact_accuracy", "halt_accuracy", "steps")
 
-    def __init__(self):
-        self.sums: Tensor | None = None
+    def __init__(self, state: Mapping[str, Tensor]):
+        self.sums: Tensor | None = state.get("sums")
         self.began = time.perf_counter()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, so that a resumed run logs what an undisturbed one does."""
+        return {} if self.sums is None else {"sums": self.sums}
 
     def add(self, found: Losses, q_B2: Tensor, halted: Carry, admitted: Tensor, norm: Tensor) -> None:
         done = halted.halted_B & found.labelled_B
