@@ -99,6 +99,8 @@ class Row:
         stream: registers read and written, where they are not `h`.
         slots: where keys and values are kept.
         edges: what enters and leaves, one text each.
+        loop: how often the loop runs that opens here or that is this one visit.
+        steps: the steps themselves; none where a loop opens or closes.
     """
 
     part: str
@@ -107,6 +109,8 @@ class Row:
     stream: str = ""
     slots: str = ""
     edges: tuple[str, ...] = ()
+    loop: str = ""
+    steps: tuple[Step, ...] = ()
 
 
 def picture(model: UndertowForCausalLM) -> list[Row]:
@@ -154,10 +158,10 @@ def _draw(model, nodes: Plan, steps: dict[tuple[int, ...], list[Step]], path: tu
         times += "" if all_live else f", gradient in the last {node.grad_last}" if node.grad_last else ", no gradient"
         if len(node.body) == 1 and isinstance(node.body[0], Visit):
             (only,) = _draw(model, node.body, steps, here, bars)
-            rows.append(replace(only, drawn=f"{only.drawn} ↻ {times}"))
+            rows.append(replace(only, drawn=f"{only.drawn} ↻ {times}", loop=times))
             continue
         inside = _draw(model, node.body, steps, here, f"{bars}│ ")
-        rows += [Row(inside[0].part, "", f"{bars}╭ {times}"), *inside, Row(inside[-1].part, "", f"{bars}╰")]
+        rows += [Row(inside[0].part, "", f"{bars}╭ {times}", loop=times), *inside, Row(inside[-1].part, "", f"{bars}╰")]
     return rows
 
 
@@ -173,7 +177,8 @@ def _visit(model, steps: list[Step], bars: str) -> Row:
         if any(step.index == max(s.index for s in program.steps if s.block == source) for step in steps):
             edges.append(f"→ memory {n}")
     numbers = _several([str(step.index) for step in steps])
-    return Row("-".join(found), numbers, bars + block_name(first.block), stream, _slots(steps), tuple(edges))
+    drawn = bars + block_name(first.block)
+    return Row("-".join(found), numbers, drawn, stream, _slots(steps), tuple(edges), steps=tuple(steps))
 
 
 def _slots(steps: list[Step]) -> str:
