@@ -107,7 +107,7 @@ def test_a_reading_of_a_text():
     model, x = build("gpt2", **BOTH), ids()
     seen = lens.read(model, x, schedule=ut.Cyclic(4, 1))
     assert [view.name for view in seen.visits][:3] == ["layer 0, visit 1 of 2", "layer 0, visit 2 of 2", "layer 1"]
-    assert [view.name for view in seen.sweeps] == ["1 passes", "Cyclic(G=4, n=1)"]
+    assert [view.name for view in seen.sweeps] == ["1 pass", "Cyclic(G=4, n=1)"]
     logp = torch.log_softmax(model(x, schedule=ut.Cyclic(4, 1)).logits, -1)
     for view in (seen.visits[-1], seen.sweeps[-1]):
         assert gap(view.logp_BT[:, :-1], logp[:, :-1].gather(-1, x[:, 1:, None])[..., 0]) < 1e-9

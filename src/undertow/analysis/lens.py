@@ -131,8 +131,9 @@ def sweeps(
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """`(name, logits_BTV, memory)` of the schedule cut off each time it has been over all positions.
 
-    The memory is as in `UndertowOutput`. A schedule is read out after its last sweep; here it is as if it ended earlier. Arguments as `visits`; costs one
-    forward for every pass. The last one is the whole schedule, its live pass (`adjoint`) included.
+    The memory is as in `UndertowOutput`. A schedule is read out after its last sweep; here it is as if it ended
+    earlier. Arguments as `visits`; costs one forward for every pass. The last one is the whole schedule, its live pass
+    (`adjoint`) included.
     """
     schedule, T = schedule or Converge(), input_ids.shape[1]
     schedule = schedule.resolved(double=model.dtype == torch.float64)
@@ -145,7 +146,7 @@ def sweeps(
         run(_First(schedule, seen=done))
     for n in _passes(done, T)[: None if schedule.adjoint is not None else -1]:
         out = run(_First(schedule, n))
-        yield f"{out.passes:.3g} passes", out.logits, out.memory
+        yield f"{out.passes:.3g} pass{'es' if out.passes > 1 else ''}", out.logits, out.memory
     out = run(schedule)
     yield label(schedule) if model.program.memories else "one sweep", out.logits, out.memory
 

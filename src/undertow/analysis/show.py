@@ -42,7 +42,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         ValueError: a recipe that cannot be loaded, T below 1.
         FileNotFoundError: no such file.
     """
-    name, model, T = _model(target, T)
+    name, model, T = model_of(target, T)
     return Group(
         Text(name, "bold"),
         Text(_summary(model)),
@@ -65,7 +65,8 @@ def plain(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = Non
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _model(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
+def model_of(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
+    """`(name, model, positions that costs are stated for)` of what `render` takes. Raises as that does."""
     if isinstance(target, UndertowForCausalLM):
         config = target.config.get_text_config()
         return config.model_type, target, min(LONGEST, config.max_position_embeddings) if T is None else T

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from undertow.cli.console import Overrides, Target, out, quiet
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undertow.cli.console import Device, Overrides, Target, out, quiet
 
 
-def show(target: Target, overrides: Overrides = []) -> None:  # noqa: B006 (typer reads the default, nobody changes it)
-    """Show the plan as a picture, parameters, layer evaluations, and FLOPs per schedule."""
+def show(
+    target: Target,
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    svg: Annotated[Path | None, typer.Option("--svg", help="Also draw the plan into this file.")] = None,
+    lens: Annotated[
+        str | None, typer.Option("--lens", metavar="TEXT", help="Instead: what each visit and sweep says on a text.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Show the plan as a picture, parameters, layer evaluations, FLOPs and memory per schedule."""
     from undertow import recipe
 
-    chosen = recipe.load(target, overrides)
     quiet()
+    if lens is not None:
+        from undertow.analysis.reading import of_text
+
+        out.print(of_text(target, lens, overrides, device))
+        return
+    chosen = recipe.load(target, overrides)
     from undertow.analysis.show import render
 
     out.print(render(chosen))
+    if svg is not None:
+        from undertow.analysis.drawing import svg as drawn
+
+        svg.write_text(drawn(chosen), encoding="utf-8")
+        out.print(f"The plan is drawn in {svg}", soft_wrap=True)

@@ -32,7 +32,7 @@ from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, trainer
+from undertow.training import budget, checkpoints, optimisers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, measure, training_speed
@@ -216,7 +216,8 @@ def train(
         found = bits.bits_per_byte(
             current, curve_rows, data.token_bytes, current.schedule, recipe.evaluation.batch_size, settings.precision
         )
-        return {"bits_per_byte": found.bits_per_byte}
+        seen = visits.look(current, collate([curve_rows[0]])) if settings.statistics else {}
+        return {"bits_per_byte": found.bits_per_byte} | seen
 
     clock, looked = Clock(), Statistics() if settings.statistics else None
     metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked)
