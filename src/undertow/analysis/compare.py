@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 from rich.table import Table
 
@@ -182,6 +183,7 @@ def run(
 
     first = next(iter(plan.recipes.values()))
     data = runs.open_data(first)
+    save(plan, folder / "comparison.yaml")
     model = runs.build_model(first, data.tokenizer)
     limit = plan.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model))
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
@@ -206,6 +208,17 @@ def run(
             runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
     write(plan, folder, results, folders)
     return results
+
+
+def save(plan: Comparison, path: Path) -> None:
+    """Write a comparison with every value of every model, as `load` reads it."""
+    amount, match = plan.budget.given, plan.budget.match
+    models = [
+        {**recipe.to_dict(), "name": name} | ({"flops_of": plan.flops_of[name]} if name in plan.flops_of else {})
+        for name, recipe in plan.recipes.items()
+    ]
+    values = {"name": plan.name, "seeds": list(plan.seeds), "budget": {amount[0]: amount[1], "match": match}}
+    path.write_text(yaml.safe_dump(values | {"models": models}, sort_keys=False, width=120), encoding="utf-8")
 
 
 def _like(result: Mapping) -> dict[str, float]:

@@ -57,7 +57,8 @@ def svg(target: UndertowForCausalLM | Recipe | str | Path) -> str:
     name, model, _ = model_of(target, None)
     rows = picture(model)
     lanes = _lanes(model, rows)
-    places, y = [], 34.0
+    places: list[tuple[float, float]] = []
+    y = 34.0
     for row in rows:
         lines = max(_lines(row), sum(1 for _ in _reads(lanes, row)) + sum(lane.source == len(places) for lane in lanes))
         height = LINE * lines + 8 if _boxed(row) else 14 if row.loop else 4
@@ -140,7 +141,7 @@ def _lanes(model: UndertowForCausalLM, rows: Sequence[Row]) -> list[Lane]:
     for step in steps:
         for edge in (edge for edges in step.edges.values() for edge in edges):
             carried.setdefault((edge.memory, edge.delay), []).append((step.index, edge))
-    made = []
+    made: list[Lane] = []
     for (memory, delay), entering in sorted(carried.items(), key=lambda item: -item[0][1]):
         source, norm, carry = memory
         before = len(steps) if delay else entering[0][0]

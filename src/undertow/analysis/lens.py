@@ -178,8 +178,8 @@ def memory_effect(model: UndertowForCausalLM, input_ids: Tensor, attention_mask:
     off = torch.zeros_like(input_ids)
     given = {"attention_mask": attention_mask, "schedule": Converge(), "use_cache": False}
     true, ablated = (model(input_ids, memory_mask=mask, **given).logits for mask in (None, off))
-    following = _following(input_ids, attention_mask)
-    return _logp(true, following) - _logp(ablated, following)
+    after_BT = following(input_ids, attention_mask)
+    return _logp(true, after_BT) - _logp(ablated, after_BT)
 
 
 def read(
@@ -189,10 +189,10 @@ def read(
     schedule: Schedule | None = None,
 ) -> Lens:
     """All three at once. The model should be in `eval()`; arguments as `visits`."""
-    following = _following(input_ids, attention_mask)
+    after_BT = following(input_ids, attention_mask)
     seen = visits(model, input_ids, attention_mask, schedule)
-    along = tuple(_view(visit_name(model, step), logits, following) for step, logits in seen)
-    over = tuple(_view(name, x, following) for name, x, _ in sweeps(model, input_ids, attention_mask, schedule))
+    along = tuple(view_of(visit_name(model, step), logits, after_BT) for step, logits in seen)
+    over = tuple(view_of(name, x, after_BT) for name, x, _ in sweeps(model, input_ids, attention_mask, schedule))
     return Lens(along, over, memory_effect(model, input_ids, attention_mask))
 
 
@@ -204,12 +204,13 @@ def visit_name(model: UndertowForCausalLM, step: Step) -> str:
     return block_name(step.block) + (f", visit {step.repeat + 1} of {times}" if times > 1 else "")
 
 
-def _view(name: str, logits_BTV: Tensor, following_BT: Tensor) -> View:
+def view_of(name: str, logits_BTV: Tensor, following_BT: Tensor) -> View:
+    """What logits say, given the token that follows each (`following`)."""
     best_logp, best = _log_softmax(logits_BTV).max(-1)
     return View(name, _logp(logits_BTV, following_BT), best, best_logp)
 
 
-def _following(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def following(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The token that follows each, -1 where there is none."""
     after_BT = F.pad(input_ids[:, 1:], (0, 1), value=-1)
     if attention_mask is None:

@@ -5,10 +5,11 @@ What a report draws over the text (`lens.json` of a run) and what `undertow show
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -23,7 +24,7 @@ from undertow.schedules import Converge
 from undertow.store import write
 from undertow.training.statistics import gates_of
 
-__all__ = ["Pass", "Reading", "Said", "of_text", "read", "table"]
+__all__ = ["Pass", "Reading", "Said", "of_text", "passage", "read", "table"]
 
 TINY = 1e-8  # keeps a distance from an all-zero memory finite
 
@@ -125,7 +126,11 @@ def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor) -> Reading:
     if not 2 <= len(input_ids) <= limit:
         raise ValueError(f"lens: the text has {len(input_ids)} tokens: must be 2 to {limit}")
     x_BT = input_ids[None].to(model.device).long()
-    seen = lens.read(model, x_BT, schedule=Converge())
+    after_BT, effect = lens.following(x_BT), lens.memory_effect(model, x_BT)
+    views = [
+        lens.view_of(lens.visit_name(model, step), logits, after_BT)
+        for step, logits in lens.visits(model, x_BT, schedule=Converge())
+    ]
     true = model(x_BT, schedule=Converge(), use_cache=False).memory if model.program.memories else None
     passes, far = [], None
     for name, logits, memory in lens.sweeps(model, x_BT, schedule=model.schedule):
@@ -139,12 +144,23 @@ def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor) -> Reading:
     return Reading(
         texts(input_ids),
         label(model.schedule),
-        tuple(Said(view.name, _numbers(view.logp_BT[0]), texts(view.best_BT[0])) for view in seen.visits),
+        tuple(Said(view.name, _numbers(view.logp_BT[0]), texts(view.best_BT[0])) for view in views),
         tuple(passes),
-        None if seen.memory_BT is None else _numbers(seen.memory_BT[0]),
+        None if effect is None else _numbers(effect[0]),
         None if far is None else tuple(far[0].tolist()),
         {name: tuple(value_BT[0].tolist()) for name, value_BT in gates(model, x_BT).items()},
     )
+
+
+def passage(row: Mapping[str, np.ndarray], most: int) -> Tensor:
+    """The first tokens, at most so many, of the longest document in a row of `undertow.data`, `_T`."""
+    ids = np.asarray(row["input_ids"])
+    real = np.asarray(row.get("attention_mask", np.ones_like(ids))).astype(bool)
+    ids = ids[real]
+    places = np.asarray(row.get("position_ids", np.arange(len(real))))[real]
+    starts = [*np.flatnonzero(places == 0), len(ids)]
+    begin = max(zip(starts, starts[1:], strict=False), key=lambda ends: ends[1] - ends[0], default=(0, len(ids)))
+    return torch.as_tensor(ids[begin[0] : begin[1]][:most])
 
 
 def _distance(memory: Tensor, true: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         _parameter_table(model),
         Text(),
         _cost_table(model, T),
-        *(Text(line) for line in _decoding(model, T)),
+        *(Text(line) for line in decoding(model, T)),
     )
 
 
@@ -332,7 +332,8 @@ def _cost_table(model: UndertowForCausalLM, T: int) -> Table:
     return made
 
 
-def _decoding(model: UndertowForCausalLM, T: int) -> list[str]:
+def decoding(model: UndertowForCausalLM, T: int) -> list[str]:
+    """What a new token costs after T of them, and what the cache holds: two lines."""
     memory, dtype = flops.kv_bytes(model, 0), str(model.dtype).removeprefix("torch.")
     step = f"decoding: {short(flops.decode_flops(model, T))} FLOPs per token after {T} tokens"
     cache = f"cache: {short(flops.kv_bytes(model, 1) - memory)}B of keys and values per token in {dtype}"

@@ -18,6 +18,7 @@ def train(
 ) -> None:
     """Train one model and measure it; everything lies in one folder under runs/."""
     from undertow import recipe
+    from undertow.analysis import report
     from undertow.analysis.compare import table
     from undertow.training import run
     from undertow.training.progress import progress
@@ -34,4 +35,6 @@ def train(
         result = run.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)
         bars.measured(chosen.name, result)
     out.print(table({chosen.name: [result]}))
-    out.print(f"Everything lies in {folder}", soft_wrap=True)
+    if report.speaks():
+        report.write(folder, device, data)
+    out.print(f"Everything lies in {folder}; report.html shows it", soft_wrap=True)

@@ -35,7 +35,7 @@ from undertow.tasks import Task
 from undertow.training import budget, checkpoints, optimisers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Metrics
 from undertow.training.precision import device_of
-from undertow.training.result import Loaded, describe, measure, training_speed
+from undertow.training.result import Loaded, describe, environment, measure, training_speed
 from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights depend on.
@@ -259,6 +259,7 @@ def train(
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
+        result["environment"] = environment(where)
         write_json(finished, result)
     state.wait_for_everyone()
     return json.loads(finished.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def look(model: UndertowForCausalLM, batch: Mapping[str, Tensor]) -> dict[str, f
         batch: `input_ids`, `labels` and whatever else of `undertow.data.collate` the model takes, each `_BT`; pads,
             which the means leave out, are where `attention_mask` is 0.
     """
-    given = {name: value.to(model.device) for name, value in batch.items()}
+    given: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
     labels = given.pop("labels", given["input_ids"])
     x_BT, program = given["input_ids"], model.program
     if model.view.blank is not None:
