@@ -18,6 +18,10 @@ def test_train_eval_generate(capsys, tmp_path, monkeypatch, values):
     assert list((tmp_path / "runs/tiny-1/tensorboard").iterdir())
     saved = yaml.safe_load((tmp_path / "runs/tiny-1/recipe.yaml").read_text())
     assert saved["training"]["max_steps"] == 4 and saved["time"]["method"] == "T2MLR"
+    page, lens = ((tmp_path / "runs/tiny-1" / name).read_text() for name in ("report.html", "lens.json"))
+    assert "A text, token by token" in page and "eval_residual" in page
+    assert set(json.loads(lens)["gates"]) == {f"memory_mixer {what}" for what in ("gate m", "gate x", "change")}
+    assert json.loads((tmp_path / "runs/tiny-1/result.json").read_text())["environment"]["device"] == "cpu"
 
     status, out, err = call(capsys, "train", "runs/tiny-1", "--resume")
     assert status == 0 and "step" not in out, err  # finished: nothing is trained again
@@ -31,6 +35,12 @@ def test_train_eval_generate(capsys, tmp_path, monkeypatch, values):
     for target in ("tiny.yaml", "runs/tiny-1"):
         status, out, err = call(capsys, "show", target)
         assert status == 0 and "tiny" in out and "parameters" in out, out + err
+
+    status, out, err = call(capsys, "show", "runs/tiny-1", "--lens", "import sys\n", "--device", "cpu")
+    assert status == 0 and "layer 1" in out and "memory off by" in out, out + err
+    for wrong in (("tiny.yaml", "import sys"), ("runs/tiny-1", "")):
+        status, out, err = call(capsys, "show", wrong[0], "--lens", wrong[1], "--device", "cpu")
+        assert status == 2 and "lens" in err, err
 
     status, out, err = call(capsys, "check", "runs/tiny-1", "--device", "cpu")
     assert status == 0 and "causal" in out, out + err
@@ -63,6 +73,9 @@ def test_compare(capsys, tmp_path, monkeypatch, values):
     assert abs(longer["training_flops"] - carried["training_flops"]) <= longer["training_flops"] / longer["steps"]
     curves = json.loads((folder / "curves.json").read_text())["models"]
     assert [len(curves[name][0]) for name in ("plain", "carried", "longer")] == [2, 2, 2]
+    page = (folder / "report.html").read_text()
+    assert "Paired differences" in page and 'href="carried/report.html"' in page and "comparison.yaml" in page
+    assert all((folder / name / "report.html").exists() for name in results)
     assert "plain" in (folder / "table.md").read_text() and "carried:" in (folder / "samples.md").read_text()
 
     (folder / "carried" / "result.json").unlink()

@@ -72,7 +72,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, changes, 
     assert expected["checkpoint-9/training.safetensors/model.puzzles.table"].any()
     assert expected.keys() == found.keys() and all(expected[name].equal(found[name]) for name in expected)
     assert lines(cut) == lines(whole)
-    assert [line["step"] for line in lines(whole) if "loss" in line] == [1, 2, 3, 4, 6, 8, 9]
+    assert [line["step"] for line in lines(whole) if "loss" in line] == [1, 2, 4, 6, 8, 9]
     assert [line["step"] for line in lines(whole) if "eval_exact_accuracy" in line] == [4, 8, 9]
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["checkpoint-6", "checkpoint-9"]
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 from rich.table import Table
 
@@ -68,6 +69,11 @@ class Comparison:
     budget: Budget | None
     seeds: tuple[int, ...] = field(default=(0,))
     flops_of: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> bool:
+        """Whether these are models of text; else of puzzles."""
+        return self.budget is not None
 
     def shared(self, data) -> dict[str, float]:
         """The limit of every model, given the data they share: `limit` of the first one."""
@@ -212,6 +218,7 @@ def run(
 
     first = next(iter(plan.recipes.values()))
     data = first.runner.open_data(first)
+    save(plan, folder / "comparison.yaml")
     limit = plan.shared(data)
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
     folders: dict[str, list[Path]] = {name: [] for name in plan.recipes}
@@ -235,6 +242,19 @@ def run(
             runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
     write(plan, folder, results, folders)
     return results
+
+
+def save(plan: Comparison, path: Path) -> None:
+    """Write a comparison with every value of every model, as `load` reads it."""
+    models = [
+        {**recipe.to_dict(), "name": name} | ({"flops_of": plan.flops_of[name]} if name in plan.flops_of else {})
+        for name, recipe in plan.recipes.items()
+    ]
+    values: dict = {"name": plan.name, "seeds": list(plan.seeds)}
+    if plan.budget is not None:
+        unit, amount = plan.budget.given
+        values["budget"] = {unit: amount, "match": plan.budget.match}
+    path.write_text(yaml.safe_dump(values | {"models": models}, sort_keys=False, width=120), encoding="utf-8")
 
 
 def _like(result: Mapping) -> dict[str, float]:

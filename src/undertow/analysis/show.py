@@ -42,7 +42,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         ValueError: a recipe that cannot be loaded, T below 1.
         FileNotFoundError: no such file.
     """
-    name, model, T = _model(target, T)
+    name, model, T = model_of(target, T)
     return Group(
         Text(name, "bold"),
         Text(_summary(model)),
@@ -53,7 +53,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         _parameter_table(model),
         Text(),
         _cost_table(model, T),
-        *(Text(line) for line in _decoding(model, T)),
+        *(Text(line) for line in decoding(model, T)),
     )
 
 
@@ -65,7 +65,8 @@ def plain(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = Non
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _model(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
+def model_of(target, T: int | None) -> tuple[str, UndertowForCausalLM, int]:
+    """`(name, model, positions that costs are stated for)` of what `render` takes. Raises as that does."""
     if isinstance(target, UndertowForCausalLM):
         config = target.config.get_text_config()
         return config.model_type, target, min(LONGEST, config.max_position_embeddings) if T is None else T
@@ -99,6 +100,8 @@ class Row:
         stream: registers read and written, where they are not `h`.
         slots: where keys and values are kept.
         edges: what enters and leaves, one text each.
+        loop: how often the loop runs that opens here or that is this one visit.
+        steps: the steps themselves; none where a loop opens or closes.
     """
 
     part: str
@@ -107,6 +110,8 @@ class Row:
     stream: str = ""
     slots: str = ""
     edges: tuple[str, ...] = ()
+    loop: str = ""
+    steps: tuple[Step, ...] = ()
 
 
 def picture(model: UndertowForCausalLM) -> list[Row]:
@@ -159,10 +164,10 @@ def _draw(model, nodes: Plan, steps: dict[tuple[int, ...], list[Step]], path: tu
         times += "" if all_live else f", gradient in the last {node.grad_last}" if node.grad_last else ", no gradient"
         if len(node.body) == 1 and isinstance(node.body[0], Visit):
             (only,) = _draw(model, node.body, steps, here, bars)
-            rows.append(replace(only, drawn=f"{only.drawn} ↻ {times}"))
+            rows.append(replace(only, drawn=f"{only.drawn} ↻ {times}", loop=times))
             continue
         inside = _draw(model, node.body, steps, here, f"{bars}│ ")
-        rows += [Row(inside[0].part, "", f"{bars}╭ {times}"), *inside, Row(inside[-1].part, "", f"{bars}╰")]
+        rows += [Row(inside[0].part, "", f"{bars}╭ {times}", loop=times), *inside, Row(inside[-1].part, "", f"{bars}╰")]
     return rows
 
 
@@ -178,7 +183,8 @@ def _visit(model, steps: list[Step], bars: str) -> Row:
         if any(step.index == max(s.index for s in program.steps if s.block == source) for step in steps):
             edges.append(f"→ memory {n}")
     numbers = _several([str(step.index) for step in steps])
-    return Row("-".join(found), numbers, bars + block_name(first.block), stream, _slots(steps), tuple(edges))
+    drawn = bars + block_name(first.block)
+    return Row("-".join(found), numbers, drawn, stream, _slots(steps), tuple(edges), steps=tuple(steps))
 
 
 def _slots(steps: list[Step]) -> str:
@@ -331,7 +337,8 @@ def _cost_table(model: UndertowForCausalLM, T: int) -> Table:
     return made
 
 
-def _decoding(model: UndertowForCausalLM, T: int) -> list[str]:
+def decoding(model: UndertowForCausalLM, T: int) -> list[str]:
+    """What a new token costs after T of them, and what the cache holds: two lines."""
     memory, dtype = flops.kv_bytes(model, 0), str(model.dtype).removeprefix("torch.")
     step = f"decoding: {short(flops.decode_flops(model, T))} FLOPs per token after {T} tokens"
     cache = f"cache: {short(flops.kv_bytes(model, 1) - memory)}B of keys and values per token in {dtype}"

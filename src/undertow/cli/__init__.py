@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from undertow.cli import check, compare, data, evaluate, generate, import_, show, sweep, train
+from undertow.cli import check, compare, data, evaluate, generate, import_, report, show, sweep, train
 from undertow.cli.console import errors, out
 from undertow.training import signals
 
@@ -31,6 +31,7 @@ app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("check")(check.check)
+app.command("report")(report.report)
 app.command("data")(data.data)
 app.command("import")(import_.import_)
 

@@ -19,6 +19,7 @@ def compare(
 ) -> None:
     """Train several models at one budget on the same data; end with a table, a plot and a sample of each."""
     from undertow.analysis import compare as comparison
+    from undertow.analysis import report
     from undertow.training.progress import progress
     from undertow.training.run import pick_folder
 
@@ -29,4 +30,6 @@ def compare(
     with progress(out) as bars:
         results = comparison.run(plan, folder, resume=resume, device=device, watch=bars)
     out.print(comparison.table(results))
+    if plan.text and report.speaks():
+        report.write_all(folder, device)
     out.print(f"Everything lies in {folder}", soft_wrap=True)

@@ -18,6 +18,7 @@ def train(
 ) -> None:
     """Train one model and measure it; everything lies in one folder under runs/."""
     from undertow import recipe
+    from undertow.analysis import report
     from undertow.analysis.compare import table
     from undertow.training import run
     from undertow.training.progress import progress
@@ -36,4 +37,6 @@ def train(
     out.print(table({chosen.name: [result]}))
     if "puzzle" in result:
         out.print(f"{result['puzzle']} exact accuracy: {100 * result['exact_accuracy']:.1f} %", highlight=False)
+    elif report.speaks():
+        report.write(folder, device, data)
     out.print(f"Everything lies in {folder}", soft_wrap=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,16 @@ def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> 
         "effective_compute": tokens / scaling * multiplier,
         "training_flops": steps * rows * row_flops,
     }
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where a run was made: versions, machine and device, in words."""
+    names = ("undertow", "torch", "transformers", "accelerate")
+    found = {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
+    found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    found["threads"] = str(torch.get_num_threads())
+    return found
 
 
 def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:

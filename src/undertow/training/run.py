@@ -34,10 +34,10 @@ from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.recipe_sections import one_line
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, signals, trainer
+from undertow.training import budget, checkpoints, optimisers, signals, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.precision import device_of
-from undertow.training.result import Loaded, describe, measure, training_speed
+from undertow.training.result import Loaded, describe, environment, measure, training_speed
 from undertow.training.statistics import Statistics
 
 # What may differ between a run and its resumption: nothing that the trained weights so far depend on.
@@ -235,7 +235,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         found = bits.bits_per_byte(
             current, curve_rows, data.token_bytes, current.schedule, recipe.evaluation.batch_size, settings.precision
         )
-        return {"bits_per_byte": found.bits_per_byte}
+        seen = visits.look(current, collate([curve_rows[0]])) if settings.statistics else {}
+        return {"bits_per_byte": found.bits_per_byte} | seen
 
     clock, looked = Clock(), Statistics() if settings.statistics else None
     metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked)
@@ -291,6 +292,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         if settings.nonfinite == "skip":
             logged = read_metrics(folder / "metrics.jsonl")
             result["skipped_steps"] = sum(line.get("skipped", 0) for line in logged)
+        result["environment"] = environment(where)
         write_json(folder / "result.json", result)
     state.wait_for_everyone()
     return json.loads((folder / "result.json").read_text())

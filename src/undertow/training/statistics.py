@@ -69,27 +69,28 @@ def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> 
     mixer's scalar parameters, under their names.
     """
     values: dict[str, Tensor] = {}
-    if hasattr(mixer, "gates"):  # what a mixer may have, not an option of ours
-        for gated, value in _gates(mixer, x, m, a).items():
-            name, gate = f"gate_{gated}", value.float()
-            values |= {
-                f"{name}_mean": gate.mean(),
-                f"{name}_std": gate.std(correction=0),
-                f"{name}_min": gate.min(),
-                f"{name}_max": gate.max(),
-                f"{name}_closed": (gate < CLOSED).float().mean(),
-                f"{name}_open": (gate > OPEN).float().mean(),
-            }
+    for gated, value in gates_of(mixer, x, m, a).items():
+        name, gate = f"gate_{gated}", value.float()
+        values |= {
+            f"{name}_mean": gate.mean(),
+            f"{name}_std": gate.std(correction=0),
+            f"{name}_min": gate.min(),
+            f"{name}_max": gate.max(),
+            f"{name}_closed": (gate < CLOSED).float().mean(),
+            f"{name}_open": (gate > OPEN).float().mean(),
+        }
     values |= {f"norm_{name}": t.float().norm(dim=-1).mean() for name, t in (("x", x), ("m", m), ("out", y))}
     scalars = {name: p.float() for name, p in mixer.named_parameters() if p.numel() == 1}
     return values | {name: value.reshape(()) for name, value in scalars.items()}
 
 
-def _gates(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
-    """The mixer's gates again, without dropout, so that no random number is drawn.
+def gates_of(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+    """The mixer's gates again, without dropout, so that no random number is drawn; none of a mixer that has none.
 
     Outside autocast: its cache of cast weights must not come to hold any without gradient.
     """
+    if not hasattr(mixer, "gates"):  # what a mixer may have, not an option of ours
+        return {}
     dtype, training = next(mixer.parameters(), x).dtype, mixer.training
     mixer.eval()
     try:
