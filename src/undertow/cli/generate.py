@@ -1,7 +1,8 @@
-"""`undertow generate`: text from a trained model, as it is written."""
+"""`undertow generate`: text from a trained model, as it is written; without a prompt, a conversation."""
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,14 +12,18 @@ from undertow.cli.console import Device, Run, out, quiet
 
 def generate(
     folder: Run,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to go on from. Without it, on a terminal: a conversation.")
+    ] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="At most this many tokens.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many likeliest tokens; 0: all.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Stream text from a trained model."""
+    """Stream text from a trained model, or talk with it (if its tokenizer has a chat template)."""
+    if prompt is None and not sys.stdin.isatty():
+        raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
     from undertow.evaluation import samples
     from undertow.training import run
 
@@ -28,6 +33,22 @@ def generate(
         out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
     loaded = run.load(folder, device)
+    if prompt is None:
+        _talk(loaded, tokens, temperature, top_k, seed, write)
+        return
     out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
     samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write)
     out.print()
+
+
+def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write) -> None:
+    from undertow.serve.chat import chat
+    from undertow.serve.decode import Sampling
+
+    if not loaded.tokenizer.chat_template:
+        raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
+    how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    chat(
+        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
+        lambda line: out.print(line, style="dim", markup=False, highlight=False),
+    )  # fmt: skip
