@@ -10,7 +10,11 @@ import typer
 
 from undertow.cli.console import Device, Run, errors, out, quiet
 
-LOCAL = {"127.0.0.1": ("127.0.0.1", "localhost"), "localhost": ("127.0.0.1", "localhost"), "::1": ("[::1]", "localhost")}
+LOCAL = {
+    "127.0.0.1": ("127.0.0.1", "localhost"),
+    "localhost": ("127.0.0.1", "localhost"),
+    "::1": ("[::1]", "localhost"),
+}
 
 
 def serve(

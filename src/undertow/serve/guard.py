@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Collection
-from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -42,29 +41,15 @@ class Guard:
             return await self.app(scope, receive, send)
         try:
             self._check(scope)
+            body = await _body(receive)
         except Refused as refused:
             return await refused.response()(scope, receive, send)
-        read, began = 0, False
+        first = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def limited():
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY:
-                raise Refused(413, f"the request is longer than {MAX_BODY} bytes", "request_too_large")
-            return message
+        async def replayed():
+            return first.pop() if first else await receive()
 
-        async def noted(message: Any):
-            nonlocal began
-            began = True
-            await send(message)
-
-        try:
-            await self.app(scope, limited, noted)
-        except Refused as refused:
-            if began:
-                raise
-            await refused.response()(scope, receive, send)
+        return await self.app(scope, replayed, send)
 
     def _check(self, scope):
         headers = dict(scope["headers"])
@@ -78,3 +63,15 @@ class Guard:
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
                 say = {"WWW-Authenticate": "Bearer"}
                 raise Refused(401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key", headers=say)
+
+
+async def _body(receive) -> bytes:
+    """All of a request's body. Raises Refused: it is too long."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise Refused(413, f"the request is longer than {MAX_BODY} bytes", "request_too_large")
+        if not message.get("more_body", False):
+            return body
