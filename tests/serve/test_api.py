@@ -4,14 +4,15 @@ import asyncio
 import json
 import logging
 import time
+from functools import partial
 
 import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from served import byte_tokenizer, tiny
 
 import undertow as ut
-from served import byte_tokenizer, tiny
 from undertow.serve import api, engine
 from undertow.serve.engine import Limits
 
@@ -266,11 +267,14 @@ def test_a_client_that_goes_away_stops_costing(app, stream):
     sent, rows = [], []
     submit = running.submit
 
+    def later(deliver, piece):
+        time.sleep(0.05)
+        deliver(piece)
+
     def slowly(some):
         rows.extend(some)
         for row in some:
-            deliver = row.deliver
-            row.deliver = lambda piece: (time.sleep(0.05), deliver(piece))
+            row.deliver = partial(later, row.deliver)
         submit(some)
 
     messages = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])

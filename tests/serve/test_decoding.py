@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from served import byte_tokenizer, tiny
 
 import undertow as ut
 from models import CONFIGS, build, gap
-from served import byte_tokenizer, tiny
 from undertow.serve.decode import Sampling, choose, join, keep, prefill, step
 from undertow.serve.text import Text
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from served import byte_tokenizer
 
 import undertow as ut
 from models import build, gap, ids
-from served import byte_tokenizer
 from undertow.execute import Executor
 from undertow.plan import NORM
 from undertow.serve.look import legend, look, predicted, state, visits_of

@@ -7,10 +7,10 @@ import time
 
 import httpx
 import pytest
+from served import byte_tokenizer, tiny
 
 import undertow as ut
 from commands import call
-from served import byte_tokenizer, tiny
 from undertow.cli.serve import listening, read_key
 from undertow.serve.chat import chat
 from undertow.serve.decode import Sampling

@@ -11,3 +11,6 @@
 
 FastAPI and uvicorn (`pip install 'undertow[serve]'`) load in protocol.py and api.py only.
 """
+
+# First of all: the executor and the model import each other through transformers' auto classes, which works from here.
+import undertow.model  # noqa: F401

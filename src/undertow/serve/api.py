@@ -170,9 +170,9 @@ class Server:
         return p.Models(data=[p.Card(id=self.name, created=self.began)])
 
     async def completions(self, request: Request, body: p.CompletionRequest):
-        given = body.prompt
+        given: Any = body.prompt
         several = isinstance(given, list) and not isinstance(given[0], int)
-        prompts = [self._tokens(prompt) for prompt in (given if several else [given])]  # type: ignore[union-attr]
+        prompts = [self._tokens(prompt) for prompt in (given if several else [given])]
         most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         writing = self._write(body, prompts, most, body.max_tokens is None, continues=True)
         read = sum(map(len, prompts))
@@ -303,10 +303,11 @@ class Server:
     async def _all(self, request: Request, writing: Writing) -> tuple[list[str], list[Any], list[int]]:
         """Texts, why each ended, and how many tokens each has."""
         rows = len(writing.rows)
-        texts, ends, counts = [""] * rows, [None] * rows, [0] * rows
+        texts, counts = [""] * rows, [0] * rows
+        ends: list[Any] = [None] * rows
         async for i, piece in writing.each(request):
             texts[i] += piece.text
-            ends[i], counts[i] = piece.finish, piece.tokens  # type: ignore[call-overload]
+            ends[i], counts[i] = piece.finish, piece.tokens
         if None in ends:
             raise Refused(499, "the client is gone")  # nobody reads it
         return texts, ends, counts

@@ -7,7 +7,7 @@ from a row's own start, so what the row holds does not change) and leaves by bei
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +106,7 @@ def keep(cache: UndertowCache, rows: Sequence[int]) -> UndertowCache:
     return _made(cache.slots, kv, memory, documents[:, pads:])
 
 
-def write(model, tokenizer, prompt: Sequence[int], how: Sampling, most: int, ends: Sequence[int]) -> Iterator[str]:
+def write(model, tokenizer, prompt: Sequence[int], how: Sampling, most: int, ends: Collection[int]) -> Iterator[str]:
     """The text after one prompt, piece by piece: at most `most` tokens, or up to one of the tokens `ends`."""
     text, generator = Text(tokenizer), how.generator()
     logits, cache = prefill(model, [prompt])
