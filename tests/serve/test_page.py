@@ -70,7 +70,9 @@ def test_page(browser, url, width, scheme):
     assert page.text_content("#text").startswith("The current that runs")
     heads = page.locator("#rows tr:not(.head) th").all_text_contents()
     assert "layer 3" in heads and ("norm" in heads) == (name != "plain")
-    assert ("layer 1, pass 3" in heads) == (name == "looped") and any("gate" in h for h in heads) == (name != "plain")
+    assert ("layer 1, pass 3" in heads) == (name == "looped") and ("layer 1: input" in heads) == (name == "carried")
+    sections = page.locator("#rows .head th").all_text_contents()
+    assert ("memory gate (mean)" in sections) == (name != "plain") and sections[0] == "predicted after"
     cells = page.locator("#rows tr:not(.head)").nth(0).locator("td").count()
     assert cells == columns
     page.locator("#text span").nth(5).click()

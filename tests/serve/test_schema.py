@@ -37,7 +37,10 @@ def checked(key: str | None) -> dict[str, int]:
 
             @seed(0)
             @settings(
-                max_examples=EXAMPLES // 2, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+                max_examples=EXAMPLES // 2,
+                deadline=None,
+                database=None,
+                phases=[Phase.explicit, Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
             @given(case=operation.as_strategy(generation_mode=mode))
