@@ -1,7 +1,7 @@
 """What `undertow serve` does per second: `python benchmarks/serve.py benchmarks/results/serve.json`
 
 Requests go over HTTP on this machine to a server in a process of its own: 1 or 8 clients at a time, each sending its
-next request when the last one is answered; every answer has NEW tokens (greedy, no end token). Weights are random:
+next request when the last one is answered. Models carry a state over time; every answer has NEW tokens (greedy, no end token). Weights are random:
 the time does not depend on what is written. Latencies are of whole requests.
 """
 
@@ -19,12 +19,11 @@ import time
 from pathlib import Path
 
 NEW, PROMPT = 32, 32  # tokens
-CLIENTS, REQUESTS = (1, 8), {1: 12, 8: 40}
+CLIENTS, REQUESTS = (1, 8), {1: 8, 8: 24}
 SIZES = {"tiny": (64, 4, 512), "small": (384, 8, 4096)}  # width, layers, vocabulary
-METHODS = ("plain", "carried")
 
 
-def save(folder: Path, size: str, method: str) -> int:
+def save(folder: Path, size: str) -> int:
     """A model with random weights and its tokenizer; returns its parameters."""
     from pydoc_data.topics import topics
 
@@ -41,8 +40,7 @@ def save(folder: Path, size: str, method: str) -> int:
         hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=layers, num_attention_heads=width // 32,
         vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    time_method = ut.T2MLR(layers // 4, -1 - layers // 4) if method == "carried" else None
-    model = ut.from_scratch(config, time=time_method)
+    model = ut.from_scratch(config, time=ut.T2MLR(layers // 4, -1 - layers // 4))
     with torch.no_grad():
         model.get_output_embeddings().weight[0] = 0  # the end token: never the likeliest
     model.save_pretrained(folder)
@@ -99,22 +97,20 @@ def load(url: str, clients: int) -> dict:
 def main(out: str | None = None):
     rows = []
     for size in SIZES:
-        for method in METHODS:
-            with tempfile.TemporaryDirectory() as folder:
-                parameters = save(Path(folder), size, method)
-                run = "from undertow.cli import main; main()"
-                command = [sys.executable, "-c", run, "serve", folder, "--port", "0", "--batch", "8", "--device", "cpu"]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
-                    assert server.stdout is not None
-                    url = next(line for line in server.stdout if " at http" in line).split()[2]
-                    for clients in CLIENTS:
-                        about = {"model": size, "method": method, "parameters": parameters}
-                        rows.append({**about, **load(url, clients)})
-                        line = "{model:5s} {method:8s} {clients} at once: {requests_per_second:7.2f} requests/s  p50 "
-                        line += "{latency_p50_ms:7.0f} ms  p95 {latency_p95_ms:7.0f} ms"
-                        print(line.format(**rows[-1]), flush=True)
-                    server.terminate()
+        with tempfile.TemporaryDirectory() as folder:
+            parameters = save(Path(folder), size)
+            run = "from undertow.cli import main; main()"
+            command = [sys.executable, "-c", run, "serve", folder, "--port", "0", "--batch", "8", "--device", "cpu"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+                assert server.stdout is not None
+                url = next(line for line in server.stdout if " at http" in line).split()[2]
+                for clients in CLIENTS:
+                    rows.append({"model": size, "parameters": parameters, **load(url, clients)})
+                    line = "{model:5s} {clients} at once: {requests_per_second:6.2f} requests/s  p50 "
+                    line += "{latency_p50_ms:7.0f} ms  p95 {latency_p95_ms:7.0f} ms"
+                    print(line.format(**rows[-1]), flush=True)
+                server.terminate()
     if out:
         import torch
 

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, where there is one: it shows what the endpoint tells, at two widths, light and dark."""
+"""The page in headless Chromium, where there is one: it shows what the endpoint tells, on phones too."""
 
 import os
 import shutil
@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from served import byte_tokenizer, tiny
 
 import undertow as ut
-from served import byte_tokenizer, tiny
 from undertow.serve.engine import Limits
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from served import byte_tokenizer, tiny
 
 import undertow as ut
-from served import byte_tokenizer, tiny
 from undertow.serve import api
 from undertow.serve.engine import Limits
 
 pytestmark = pytest.mark.slow
-EXAMPLES = 60  # of every operation
+EXAMPLES = 40  # of every operation
 LIMITS = Limits(max_tokens=8, max_queue=16, batch=4, max_watched=6)
 
 
@@ -33,7 +33,7 @@ def checked(key: str | None) -> dict[str, int]:
     found: dict[str, int] = {}
     for result in schema.get_all_operations():
         operation = result.ok()
-        for mode in GenerationMode:
+        for mode in GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]:
 
             @seed(0)
             @settings(
@@ -56,17 +56,14 @@ def checked(key: str | None) -> dict[str, int]:
                     assert events[-2:] == ["data: [DONE]", ""]
                     assert not any("error" in json.loads(event[6:]) for event in events[:-2])
 
-            try:
-                every()
-            except NotImplementedError:  # nothing that could be wrong about a request without parameters
-                assert mode is GenerationMode.NEGATIVE and operation.method == "get"
+            every()
     app.state.engine.close()
     return found
 
 
 def test_whatever_is_sent_is_answered_as_the_schema_says(capsys):
     found = checked(None)
-    assert found["200"] > 20 and found["400"] > 20, found
+    assert found["200"] > 20 and found["400"] > 10, found
     assert set(found) <= {"200", "400", "404", "405", "413", "429"}
     with capsys.disabled():
         print("\nreplies by status:", found)
