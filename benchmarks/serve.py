@@ -1,8 +1,8 @@
 """What `undertow serve` does per second: `python benchmarks/serve.py benchmarks/results/serve.json`
 
 Requests go over HTTP on this machine to a server in a process of its own: 1 or 8 clients at a time, each sending its
-next request when the last one is answered. Models carry a state over time; every answer has NEW tokens (greedy, no end token). Weights are random:
-the time does not depend on what is written. Latencies are of whole requests.
+next request when the last one is answered. Models carry a state over time; every answer has NEW tokens (greedy, no end
+token). Weights are random: the time does not depend on what is written. Latencies are of whole requests.
 """
 
 from __future__ import annotations
