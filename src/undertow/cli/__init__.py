@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from undertow.cli import check, compare, data, evaluate, generate, import_, report, show, sweep, train
+from undertow.cli import check, compare, data, evaluate, generate, import_, report, serve, show, sweep, train
 from undertow.cli.console import errors, out
 from undertow.training import signals
 
@@ -30,6 +30,7 @@ app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("check")(check.check)
 app.command("report")(report.report)
 app.command("data")(data.data)

@@ -1,7 +1,8 @@
-"""`undertow generate`: text from a trained model, as it is written."""
+"""`undertow generate`: text from a trained model, as it is written; without a prompt, a conversation."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,12 @@ from undertow.cli.console import Device, Run, of_puzzles, only, out, quiet
 def generate(
     context: typer.Context,
     folder: Run,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; a puzzle as text, its file, or - for stdin.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="Text to go on from (none, on a terminal: a conversation); a puzzle as text, a file, - for stdin."
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="At most this many tokens.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many likeliest tokens; 0: all.")] = 50,
@@ -23,7 +29,7 @@ def generate(
     puzzle: Annotated[str | None, typer.Option(help="Of ARC: the puzzle's name.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Of puzzles: every step, as a .gif or a .png.")] = None,
 ) -> None:
-    """Stream text from a trained model, or solve a puzzle step by step."""
+    """Stream text from a trained model, talk with it (if its tokenizer has a chat template), or solve a puzzle."""
     from undertow.evaluation import samples
     from undertow.training import run
 
@@ -31,15 +37,35 @@ def generate(
     if of_puzzles(folder):
         from undertow.cli import puzzles
 
+        if prompt is None:
+            raise ValueError("Missing argument 'PROMPT': a puzzle as text, its file, or - for stdin")
         only(context, "a run on puzzles", "folder", "prompt", "device", "sure", "puzzle", "picture")
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
     only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device")
+    if prompt is None and not sys.stdin.isatty():
+        raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
     def write(piece: str) -> None:
         out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
     loaded = run.load(folder, device)
+    if prompt is None:
+        _talk(loaded, tokens, temperature, top_k, seed, write)
+        return
     out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
     samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write)
     out.print()
+
+
+def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write) -> None:
+    from undertow.serve.chat import chat
+    from undertow.serve.decode import Sampling
+
+    if not loaded.tokenizer.chat_template:
+        raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
+    how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    chat(
+        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
+        lambda line: out.print(line, style="dim", markup=False, highlight=False),
+    )  # fmt: skip
