@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from undertow.cli import check, compare, data, evaluate, generate, import_, show, sweep, train
+from undertow.cli import bench, check, compare, data, evaluate, generate, import_, show, sweep, train
 from undertow.cli.console import errors, out
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("check")(check.check)
+app.command("bench")(bench.bench)
 app.command("data")(data.data)
 app.command("import")(import_.import_)
 
