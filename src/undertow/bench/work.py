@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from undertow.bench import models
 from undertow.bench.measure import Call
 from undertow.bench.models import Size
+from undertow.model import UndertowForCausalLM
 from undertow.schedules import Cyclic, Interleaved, Jacobi, Schedule, Sequential
 
 
@@ -117,7 +119,7 @@ def recursion_step(size: Size, insert: int | None) -> Work:
 # ---------------------------------------------------------------------- decoding
 
 
-def stepping(model: nn.Module, x: Tensor, compiled: bool = False) -> Call:
+def stepping(model: UndertowForCausalLM, x: Tensor, compiled: bool = False) -> Call:
     """All tokens of a text, one a call, with a cache; the loop is the same for every model."""
     model.eval()
     if compiled:
@@ -133,7 +135,7 @@ def stepping(model: nn.Module, x: Tensor, compiled: bool = False) -> Call:
     return run
 
 
-def greedy(model: nn.Module, x: Tensor, new: int) -> Call:
+def greedy(model: Any, x: Tensor, new: int) -> Call:
     """Greedy generation of exactly `new` tokens through Hugging Face's own loop."""
     model.eval()
     length = dict(max_new_tokens=new, min_new_tokens=new, pad_token_id=0, eos_token_id=None)
