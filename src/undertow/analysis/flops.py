@@ -324,6 +324,8 @@ class _Walk:
             cost = 2 * block.width * min(frame.pairs + 2 * rows, rows * (block.table.shape[1] + 1))
             self.forward += cost
             attended = self.node(attended, self.node(q, cost=cost, weights=cost * block.table.requires_grad))
+        if sum(block.beside):  # a parallel MLP: what follows attention reads nothing else
+            return self.node(a, self.multiply(rows, block.after, attended), self.multiply(rows, block.beside, a))
         return self.node(a, self.multiply(rows, block.after, attended, a))
 
     def keys_and_values(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> tuple[Node, Node]:

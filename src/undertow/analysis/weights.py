@@ -27,7 +27,8 @@ def weights_of(*modules: nn.Module) -> Weights:
 class Block:
     """Projections before attention (keys' and values' apart, None where fused) and after it; widths of all heads.
 
-    `table`: what attention multiplies its queries by beside the keys (CoPE; None elsewhere).
+    `table`: what attention multiplies its queries by beside the keys (CoPE; None elsewhere). `beside`: the MLP where it
+    reads the layer's input, not the attention's output (GPT-NeoX's parallel residual); elsewhere part of `after`.
     """
 
     module: nn.Module
@@ -38,10 +39,12 @@ class Block:
     width: int
     kv_width: int
     table: nn.Parameter | None = None
+    beside: Weights = (0, 0)
 
 
 def block_of(model: UndertowForCausalLM, name: Name) -> Block:
-    """A layer is cut at its key and value projections; what follows is taken to read the attention's output.
+    """A layer is cut at its key and value projections; what follows is taken to read the attention's output
+    (but for `beside`).
 
     An extra block is taken to attend with the backbone's width.
     """
@@ -54,9 +57,13 @@ def block_of(model: UndertowForCausalLM, name: Name) -> Block:
     key, value = ([n for n in found if f"{n}.".startswith(f"{tap.module}.")] for tap in taps)  # adapters nest below
     names = list(found)
     end = 1 + max(names.index(n) for n in (*key, *value))  # projections are declared in the order of their use
-    before, after = names[:end], weights_of(*(found[n] for n in names[end:]))
+    parallel = getattr(model.config.get_text_config(), "use_parallel_residual", False)  # a field of one family's config
+    mlp = [n for n in names[end:] if parallel and n.startswith("mlp.")]
+    before, beside = names[:end], weights_of(*(found[n] for n in mlp))
+    after = weights_of(*(found[n] for n in names[end:] if n not in mlp))
     if family.key.parts > 1:
-        return Block(layer, weights_of(*(found[n] for n in before)), None, None, after, width, shape.kv_width)
+        fused = weights_of(*(found[n] for n in before))
+        return Block(layer, fused, None, None, after, width, shape.kv_width, beside=beside)
     query, k, v = (weights_of(*(found[n] for n in part)) for part in ({*before} - {*key, *value}, key, value))
     table = next((m.table_EP for m in layer.modules() if isinstance(m, Cope)), None)
-    return Block(layer, query, k, v, after, width, shape.kv_width, table)
+    return Block(layer, query, k, v, after, width, shape.kv_width, table, beside)

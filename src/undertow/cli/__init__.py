@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from undertow.cli import check, compare, data, evaluate, generate, import_, report, serve, show, sweep, train
+from undertow.cli import bench, check, compare, data, evaluate, generate, import_, report, serve, show, sweep, train
 from undertow.cli.console import errors, out
 from undertow.training import signals
 
@@ -33,6 +33,7 @@ app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("check")(check.check)
 app.command("report")(report.report)
+app.command("bench")(bench.bench)
 app.command("data")(data.data)
 app.command("import")(import_.import_)
 
