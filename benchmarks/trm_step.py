@@ -4,7 +4,8 @@ The network of the paper (T = 3, n = 6, two blocks: 42 block evaluations, the la
 cells and 16 prefix tokens, width 128, 4 heads, batch 8, float32, one thread. The step embeds, recurs, reads out, takes
 the loss and goes backward; no optimiser. Its floor calls the same blocks as often on the same shape, one after the
 other, 28 times without and 14 times with gradient, and goes backward: no injections, no embedding, no head, no loss.
-The two are timed in turns, so that whatever else the machine does hits both; the ratio is of medians over the rounds.
+The two are timed in turns, so that whatever else the machine does hits both, and in processor time, which other
+processes on the same core do not add to; the ratio is of medians over the rounds.
 """
 
 import json
@@ -60,16 +61,16 @@ def floor(model: TRM) -> Callable[[], object]:
 
 
 def compare(rounds: int = ROUNDS) -> dict:
-    """Milliseconds of both, and how many times its floor a step takes."""
+    """Milliseconds of processor time of both, and how many times its floor a step takes."""
     model = TRM(TRMConfig(**SIZES))
     runs = {"step": step(model), "floor": floor(model)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for counts in [False] * WARMUP + [True] * rounds:
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if counts:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "rounds": rounds,
