@@ -109,6 +109,12 @@ SIZES = [  # spec: parameters without the puzzles' vectors, at d = 512 and at d 
         {"variant": "transformer", "layers": 8},
         2_100_226,
     ),
+    (
+        "not-rounded",  # inner widths 43 over positions and 171
+        {"seq_len": 16, "vocab_size": 6, "width": 64, "puzzle_width": 0},
+        {"mixing": "mlp", "positions": "none", "round_to": 1},
+        2 * 6 * 64 + 2 * (3 * 16 * 43 + 3 * 64 * 171) + 2 * 64 + 2,
+    ),
 ]
 
 

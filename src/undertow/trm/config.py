@@ -18,6 +18,7 @@ class Network(Section):
             no recursion within a step, the blocks run once.
         mixing: `mlp` mixes positions by a SwiGLU over the sequence instead of attention (mlp_t).
         positions: `rope`, `learned` or `none`.
+        expansion: 2/3 of it times the width is the inner width of an MLP, rounded up to a multiple of `round_to`.
         layers: blocks of the module R (of each of the two in `hrm`).
         inner, outer: n and T (L_cycles and H_cycles): n times z, then y, and that T times.
         puzzle_width: width of a puzzle's own vector (None: `width`; 0: puzzles have none, and there is no prefix).
@@ -33,6 +34,7 @@ class Network(Section):
     width: Positive = 512
     heads: Positive = 8
     expansion: Annotated[float, Field(gt=0)] = 4.0
+    round_to: Positive = 256
     layers: Positive = 2
     inner: Positive = 6
     outer: Positive = 3

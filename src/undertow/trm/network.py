@@ -44,11 +44,11 @@ def wide(x: Tensor) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate x) * up x)`, inner width 2/3 expansion times the width, rounded up to a multiple of 256."""
+    """`down(silu(gate x) * up x)`, inner width 2/3 expansion times the width, rounded up to multiples of `round_to`."""
 
-    def __init__(self, width: int, expansion: float):
+    def __init__(self, width: int, expansion: float, round_to: int):
         super().__init__()
-        inner = -(-round(expansion * width * 2 / 3) // 256) * 256
+        inner = -(-round(expansion * width * 2 / 3) // round_to) * round_to
         self.gate_up, self.down = linear(width, 2 * inner), linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class Block(nn.Module):
         self.over_positions = config.mixing == "mlp"
         self.rotary = rotary
         if self.over_positions:
-            self.mix: nn.Module = SwiGLU(config.tokens, config.expansion)
+            self.mix: nn.Module = SwiGLU(config.tokens, config.expansion, config.round_to)
         else:
             self.mix = Attention(config.width, config.heads)
-        self.mlp = SwiGLU(config.width, config.expansion)
+        self.mlp = SwiGLU(config.width, config.expansion, config.round_to)
 
     def forward(self, h_BSD: Tensor, view: View | None = None, mask: Tensor | None = None) -> Tensor:
         if self.over_positions:  # the norm, too, is over positions

@@ -94,7 +94,8 @@ def train(
     model = TRM(config).to(where)
     optimiser = optimisers.build(model, settings.optimiser, settings.betas, settings.weight_decay)
     ema = None if settings.ema is None else EMA(model, settings.ema)
-    step, carry, sums, root = 0, None, {}, folder / "checkpoints"
+    step, carry, root = 0, None, folder / "checkpoints"
+    sums: Mapping[str, Tensor] = {}
     newest = newest_complete(root) if resume else None
     if resume and newest is None:
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
