@@ -14,7 +14,6 @@ release = version = undertow.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # a page that a glob of the table of contents asks for may not be written yet
 highlight_language = "text"
 default_role = "code"  # docstrings write code as Markdown does, between single backticks
 
@@ -30,6 +29,10 @@ html_show_sphinx = False
 
 def fill(app, name, source):
     """Set what is read off the program into the pages that ask for it."""
+    here = Path(__file__).parent
+    source[0] = re.sub(  # `name?` in a table of contents: if there is such a page
+        r"^(\w+)\?\n", lambda page: f"{page[1]}\n" if (here / f"{page[1]}.md").exists() else "", source[0], flags=re.M
+    )
     source[0] = reference.filled(source[0])
 
 

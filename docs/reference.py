@@ -1,9 +1,13 @@
 """What the reference pages are filled with at build time: `python docs/reference.py` prints the command line's.
 
-A page says `<!-- commands -->`; the command line is described there, read off the program that runs it.
+A page says `<!-- commands -->`, and the command line is described there, read off the program that runs it; or
+`<!-- modules: PACKAGE -->`, and every module of the package is documented there from its docstrings.
 """
 
+import importlib
 import inspect
+import pkgutil
+import re
 import typing
 from pathlib import Path
 
@@ -16,8 +20,15 @@ WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # what an option with
 
 
 def filled(page: str) -> str:
-    """The page with every command described where it asks for them."""
+    """The page with what it asks for."""
+    page = re.sub(r"<!-- modules: (\S+) -->", lambda found: modules(found[1]), page)
     return page.replace(MARK, commands()) if MARK in page else page
+
+
+def modules(package: str) -> str:
+    """A section for every module of a package."""
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+    return "\n\n".join(f"## {m.name}\n\n```{{eval-rst}}\n.. automodule:: {m.name}\n   :members:\n```" for m in found)
 
 
 def commands() -> str:
