@@ -63,8 +63,8 @@ for number, seen in enumerate(rounds(model, test, loops=6), 1):
 # %% [markdown]
 # ## What each number of rounds says
 #
-# `loops=n` runs n rounds with the same weights: fewer than trained, as many, more. Reading out after n rounds is a logit
-# lens for loops.
+# `loops=n` runs n rounds with the same weights: fewer than trained, as many, more. Reading out after n rounds is a
+# logit lens for loops.
 
 # %%
 prompt = torch.tensor([list(b"    def __init__(sel")])
@@ -72,7 +72,9 @@ with torch.no_grad():
     for loops in (1, 2, 3, 4, 6):
         nats = model(test, labels=test, loops=loops).loss.item()
         best = model(prompt, loops=loops).logits[0, -1].softmax(-1).topk(3)
-        said = ", ".join(f"{chr(i)!r} {p:.2f}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        said = ", ".join(
+            f"{chr(i)!r} {p:.2f}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
         print(f"{loops} rounds{' (trained)' if loops == 3 else ''}: {nats:.3f} nats a byte; next byte {said}")
 
 # %% [markdown]

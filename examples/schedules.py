@@ -16,8 +16,8 @@ torch.set_num_threads(1)
 T = 96
 
 # %% [markdown]
-# A small model in float64, so that rounding does not hide anything. A fresh mixer is closed; its gate is opened here, so
-# that the state matters.
+# A small model in float64, so that rounding does not hide anything. A fresh mixer is closed; its gate is opened here,
+# so that the state matters.
 
 # %%
 config = GPT2Config(
@@ -61,8 +61,8 @@ for schedule in schedules:
 #
 # - `Jacobi` loses about half of its error a pass; a round of `Cyclic` over eight subsets, at the same cost, far more.
 # - `Interleaved` is one round with the losses of all its sweeps averaged: its gradient is far from the true one.
-# - `adjoint=k` runs one live pass and k vector-Jacobian products; its gradient nears the true one as k grows, at the memory
-#   of one pass.
+# - `adjoint=k` runs one live pass and k vector-Jacobian products; its gradient nears the true one as k grows, at the
+#   memory of one pass.
 # - `Converge` stops by itself.
 
 # %%

@@ -1,6 +1,6 @@
 """The code on documentation pages: found, run, or at least read by the program it is meant for.
 
-A block that cannot run in a test says so in itself, `# not run here: WHY`; its `undertow` commands are read all the same.
+A block that cannot run in a test says so itself, `# not run here: WHY`; its `undertow` commands are read all the same.
 """
 
 import re
@@ -52,7 +52,7 @@ def name(page: Path) -> str:
 
 
 def commands(page: Path) -> list[str]:
-    """Every command line of a page: in shell blocks, in indented blocks, and within a sentence."""
+    """Every command line of a page: in shell blocks, in indented blocks, and (with arguments) within a sentence."""
     text = page.read_text()
     prose = FENCE.sub("", text)
     found = [line for block in blocks(page) if block.language == "shell" for line in lines(block)]
@@ -89,7 +89,9 @@ def read(command: str) -> None:
         known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.M)
         assert all(extra in known for said in extras for extra in said.split(",")), command
     else:
-        assert words[0] in ("python", "python3"), f"{command}: mark its block with {NOT_RUN!r}, or let the tests read it"
+        assert words[0] in ("python", "python3"), (
+            f"{command}: mark its block with {NOT_RUN!r}, or let the tests read it"
+        )
         assert words[1] == "-m" or (ROOT / words[1]).exists() or words[1].isupper(), command
 
 
@@ -102,7 +104,12 @@ def read_by_us(words: list[str]) -> None:
     assert verb in known, f"undertow {verb}: no such command"
     if not rest or rest == ["--help"]:
         return
-    values = known[verb].make_context(verb, list(rest)).params
+    try:
+        values = known[verb].make_context(verb, list(rest)).params
+    except typer.BadParameter as error:
+        if type(error).__name__ != "MissingParameter" or not all(word.isupper() for word in rest):
+            raise
+        return  # in a sentence, `undertow generate RUN` may leave out the rest
     target = str(values.get("target", ""))
     if target.startswith("recipes/"):
         from undertow import recipe

@@ -7,7 +7,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -105,6 +104,7 @@ def test_commands_are_read(page):
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
 def test_recipes_on_pages_are_recipes(page, tmp_path, monkeypatch):
     from undertow import recipe
+    from undertow.analysis import compare
     from undertow.training import sweep
 
     monkeypatch.chdir(ROOT)
@@ -117,6 +117,9 @@ def test_recipes_on_pages_are_recipes(page, tmp_path, monkeypatch):
             if "recipes" in values:
                 (tmp_path / "sweep.yaml").write_text(block.text)
                 assert sweep.load(tmp_path / "sweep.yaml").runs
+            elif "models" in values:
+                (tmp_path / "comparison.yaml").write_text(block.text)
+                assert compare.load([tmp_path / "comparison.yaml"]).recipes
             else:
                 assert recipe.Recipe.parse(base | values, f"{page.name}, line {block.line}")
 
@@ -236,7 +239,7 @@ def test_pictures_of_the_explanation_show_what_the_pages_say():
     found = plots.costs(T=64)
     distance = {(kind, round(passes)): error for kind, points in found.items() for passes, error in points}
     assert 1e-15 < distance["Cyclic(8, n)", 4] < distance["Jacobi(K)", 4] / 10
-    assert all(error > 0.1 for _, error in found["Interleaved(S)"])
+    assert all(error > 0.03 for _, error in found["Interleaved(S)"])
     falls = plots.gradients(T=32, most=3)
     live, products = falls["Jacobi(15, backward=k)"], falls["Cyclic(8, 4, adjoint=k)"]
     assert all(abs(a - b) < 0.1 * b for (_, a), (_, b) in zip(products, live, strict=True))

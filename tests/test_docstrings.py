@@ -14,7 +14,17 @@ import pytest
 
 import undertow
 
-REFERENCE = ("plan", "edges", "mixers", "exits", "analysis", "evaluation", "tasks", "backbone.adapter", "backbone.families")
+REFERENCE = (
+    "plan",
+    "edges",
+    "mixers",
+    "exits",
+    "analysis",
+    "evaluation",
+    "tasks",
+    "backbone.adapter",
+    "backbone.families",
+)
 
 
 def documented() -> list:

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 def rescaled(y: Tensor, clamp: float = 5.0, eps: float = 1e-6) -> Tensor:
-    """N, T2MLR's norm of `_BSD`: scale to RMS 1 by a factor from a detached copy, clamped to [1/clamp, clamp]; no gain."""
+    """N, T2MLR's norm, `_BSD`: to RMS 1 by a factor from a detached copy, clamped to [1/clamp, clamp]; no gain."""
     scale = (_wide(y.detach()).square().mean(-1, keepdim=True) + eps).rsqrt()
     return y * scale.clamp(1 / clamp, clamp).to(y.dtype)
 
