@@ -80,7 +80,7 @@ def read(command: str) -> None:
     for word in words:
         if re.match(r"(recipes|comparisons|benchmarks|examples|docs|tests)/.+\.\w+$", word):
             assert (ROOT / word).exists(), f"{command}: there is no {word}"
-    if "undertow" in words[: words.index("#") if "#" in words else None]:
+    if "undertow" in words:
         read_by_us(words[words.index("undertow") + 1 :])
     elif words[0] == "make":
         assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.M), command
