@@ -14,6 +14,7 @@ release = version = undertow.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
+suppress_warnings = ["ref.python"]  # two classes are called Task: a type in a signature may link to either
 highlight_language = "text"
 default_role = "code"  # docstrings write code as Markdown does, between single backticks
 
