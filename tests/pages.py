@@ -34,6 +34,11 @@ class Block:
     def runs(self) -> bool:
         return NOT_RUN not in self.text
 
+    @property
+    def fails(self) -> bool:
+        """Whether it is shown for the error that follows it."""
+        return (self.output or "").startswith("error: ")
+
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
@@ -55,7 +60,8 @@ def commands(page: Path) -> list[str]:
     """Every command line of a page: in shell blocks, in indented blocks, and (with arguments) within a sentence."""
     text = page.read_text()
     prose = FENCE.sub("", text)
-    found = [line for block in blocks(page) if block.language == "shell" for line in lines(block)]
+    shell = [block for block in blocks(page) if block.language == "shell" and not block.fails]
+    found = [line for block in shell for line in lines(block)]
     found += re.findall(rf"^    ((?:{'|'.join(PROGRAMS)}) .+)$", prose, re.M)
     found += [said for said in re.findall(r"`([^`\n]+)`", prose) if re.match(rf"({'|'.join(PROGRAMS)}) [a-z-]", said)]
     return [re.split(r"\s{2,}|\s#\s", line)[0] for line in found]
