@@ -75,7 +75,7 @@ with torch.no_grad():
         said = ", ".join(
             f"{chr(i)!r} {p:.2f}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        print(f"{loops} rounds{' (trained)' if loops == 3 else ''}: {nats:.3f} nats a byte; next byte {said}")
+        print(f"loops={loops}{' (trained)' if loops == 3 else ''}: {nats:.3f} nats a byte; next byte {said}")
 
 # %% [markdown]
 # ## Enough is enough
