@@ -17,6 +17,7 @@ from pages import ROOT
 from undertow.methods import METHODS
 
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+SLOW = ("docs/howto/wrap.md", "docs/howto/method.md")  # they check whole models
 # The README is run by test_readme.py.
 RUNNING = [page for page in pages.PAGES[1:] if any(b.language == "python" and b.runs for b in pages.blocks(page))]
 
@@ -75,7 +76,11 @@ def registries(monkeypatch):
         registry.update(held)
 
 
-@pytest.mark.parametrize("page", RUNNING, ids=pages.name)
+def slowly(page):
+    return pytest.param(page, marks=pytest.mark.slow if pages.name(page) in SLOW else (), id=pages.name(page))
+
+
+@pytest.mark.parametrize("page", map(slowly, RUNNING))
 def test_python_runs(page, registries, capsys, monkeypatch):
     """The blocks of a page one after the other, in one namespace; a text block right after one is what it prints."""
     monkeypatch.chdir(ROOT)
