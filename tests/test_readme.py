@@ -1,7 +1,12 @@
-"""The README's code runs, and its commands exist."""
+"""The README's code runs, and its commands exist; so do the examples."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from undertow.cli import app
 
@@ -31,3 +36,26 @@ def test_methods_named_are_real():
 
     for call in re.findall(r"^\| `(\w+\(.*?\))`", README, re.M):
         assert eval(f"ut.{call}", {"ut": ut})  # noqa: S307
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def test_examples_are_listed_and_are_notebooks():
+    listed = (Path(__file__).parents[1] / "docs" / "examples.md").read_text()
+    assert len(EXAMPLES) == 3
+    for example in EXAMPLES:
+        assert f"`examples/{example.name}`" in listed
+        cells = re.split(r"^# %%", example.read_text(), flags=re.M)
+        assert cells[0] == "" and cells[1].startswith(" [markdown]\n# # "), example.name
+        assert sum(cell.startswith(" [markdown]") for cell in cells) >= 4, example.name
+        assert not re.search(r"^# %% .*\n(?!#)", example.read_text(), re.M), "text cells are comments"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.stem)
+def test_examples_run(example):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

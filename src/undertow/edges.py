@@ -66,6 +66,7 @@ class Program:
 
     @property
     def steps(self) -> tuple[Step, ...]:
+        """All steps, in the order in which they run."""
         return self.head + self.span + self.tail
 
     @property
@@ -89,6 +90,7 @@ class Program:
         return not any(step.prefix for step in self.steps)
 
     def reads_memory(self, steps: tuple[Step, ...]) -> bool:
+        """Whether a delay-1 edge enters any of these steps."""
         return any(edge.delay == 1 for step in steps for edges in step.edges.values() for edge in edges)
 
 

@@ -21,13 +21,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 def rescaled(y: Tensor, clamp: float = 5.0, eps: float = 1e-6) -> Tensor:
-    """N, T2MLR's norm: scale to RMS 1 by a factor from a detached copy, clamped to [1/clamp, clamp]; no gain."""
+    """N, T2MLR's norm, `_BSD`: to RMS 1 by a factor from a detached copy, clamped to [1/clamp, clamp]; no gain."""
     scale = (_wide(y.detach()).square().mean(-1, keepdim=True) + eps).rsqrt()
     return y * scale.clamp(1 / clamp, clamp).to(y.dtype)
 
 
 def opened(x: Tensor, mixed: Tensor, scale: Tensor | None) -> Tensor:
-    """`x + tanh(s) (mixed - x)`: x itself, bit for bit, while s is 0. None: `mixed`."""
+    """`x + tanh(s) (mixed - x)`, all `_BSD`, s a scalar: x itself, bit for bit, while s is 0. None: `mixed`."""
     return mixed if scale is None else x + torch.tanh(scale) * (mixed - x)
 
 
@@ -79,6 +79,7 @@ class HeadGate(nn.Module):
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
     def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+        """`x` and `m`: g_loc and g_mem, `_BSG` each."""
         both = 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
         return dict(zip("xm", both.chunk(2, -1), strict=True))
 
@@ -185,12 +186,15 @@ class Mixer(nn.Module):
         return self.weigh(*self.streams(x, m))
 
     def weigh(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
-        return {}  # the gates, from the streams
+        """The gates by name, from the streams."""
+        return {}
 
     def mix(self, x: Tensor, m: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        """The two streams by their gates."""
         return gates["m"] * m + gates["x"] * x
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """What leaves, from what entered and what was mixed."""
         return y
 
 
@@ -224,7 +228,10 @@ class Concat(Mixer):
 
 
 def gate(width: int, layers: int, hidden: int | None, activation: str | None) -> nn.Module:
-    """The map `[x; m] -> logits`: a linear one, or (`layers` > 1) a perceptron of inner width `hidden` (None: D)."""
+    """The map `[x; m] -> logits`: a linear one, or (`layers` > 1) a perceptron of inner width `hidden` (None: D).
+
+    Raises ValueError: options of a perceptron with one layer.
+    """
     if layers == 1 and (hidden is not None or activation is not None):
         raise ValueError(f"hidden={hidden}, activation={activation!r}: a gate of layers=1 has none; use layers=2")
     return perceptron(2 * width, width if hidden is None else hidden, width, layers, activation or "gelu")
@@ -241,7 +248,7 @@ def start_gate(gate: nn.Module, gain: float, probability: float | None):
 
 
 def gamma(width: int, rezero: bool, vector: bool) -> nn.Parameter | None:
-    """An outer factor tanh(g), g = 0 at the start: one in all, or one a channel."""
+    """An outer factor tanh(g), g = 0 at the start: one in all, or one a channel. Raises ValueError: `vector` alone."""
     if vector and not rezero:
         raise ValueError("vector=True: the gammas are there with rezero=True only")
     return nn.Parameter(torch.zeros(width if vector else 1)) if rezero else None

@@ -136,15 +136,19 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         """Modules initialise themselves; there is nothing to add."""
 
     def get_input_embeddings(self):
+        """The backbone's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value):
+        """Replace the backbone's token embedding."""
         self.backbone.set_input_embeddings(value)
 
     def get_output_embeddings(self):
+        """The backbone's LM head."""
         return self.backbone.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings):
+        """Replace the backbone's LM head."""
         self.backbone.set_output_embeddings(new_embeddings)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
@@ -152,10 +156,12 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         self.checkpointing = True
 
     def gradient_checkpointing_disable(self):
+        """Keep what visits compute for backward."""
         self.checkpointing = False
 
     @property
     def is_activation_checkpointing(self) -> bool:
+        """Whether visits are recomputed in backward."""
         return self.checkpointing
 
     is_gradient_checkpointing = is_activation_checkpointing

@@ -47,18 +47,22 @@ class Schedule:
 
     @property
     def readout(self) -> str:
+        """How logits are read: see the class."""
         return "newest"
 
     @property
-    def adjoint(self) -> int | None:  # schedules that know the adjoint gradient declare a field of this name
+    def adjoint(self) -> int | None:
+        """None; schedules that know the adjoint gradient declare a field of this name."""
         return None
 
     @property
-    def refresh(self) -> bool:  # likewise
+    def refresh(self) -> bool:
+        """False; likewise."""
         return False
 
     @property
-    def settle(self) -> bool:  # likewise
+    def settle(self) -> bool:
+        """False; likewise."""
         return False
 
     def sweeps(self, T: int) -> Sweeps:

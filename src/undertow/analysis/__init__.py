@@ -37,6 +37,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
+        """The last line: which checks failed, or that none did."""
         broken = [check.name for check in self.checks if check.ok is False]
         return f"BROKEN: {', '.join(broken)}" if broken else "nothing is broken"
 

@@ -212,7 +212,7 @@ def run(
         watch: shows how far it is.
 
     Returns:
-        Model -> one result a seed (`training.result.measure`). A model that diverged has `{"failed": why}`.
+        Model -> one result a seed (`training.result.measure`). One that diverged has the key `failed`, and why.
     """
     from undertow.training import run as runs
 

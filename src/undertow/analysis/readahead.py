@@ -41,6 +41,7 @@ class Readahead:
     tokens: tuple[int, ...]
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

@@ -36,6 +36,7 @@ class Round:
     gate: float | None
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

@@ -15,10 +15,12 @@ Weights = tuple[int, int]  # numbers in the matrices of some projections, and ho
 
 
 def projections(module: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """The linear maps in a module, by name; GPT-2 writes them as `Conv1D`."""
     return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
 def weights_of(*modules: nn.Module) -> Weights:
+    """Numbers in the matrices of the linear maps in some modules: all, and those that are trained."""
     matrices = [p.weight for module in modules for p in projections(module).values()]
     return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
 

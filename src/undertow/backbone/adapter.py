@@ -34,6 +34,7 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
+        """Width of the keys of all heads together, G E."""
         return self.kv_heads * self.head_width
 
     def layer(self, number: int, name: str) -> int:

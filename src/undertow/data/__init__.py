@@ -54,14 +54,16 @@ logger = logging.getLogger(__name__)
 class Data:
     """All that training and evaluation need of the text.
 
-    train: packed rows (see `Rows`), for any trainer together with `collate`; of a stream all its rows, without end.
-    validation: packed rows.
-    tokenizer: the tokenizer of both.
-    token_bytes: int64 (V,), UTF-8 bytes of each token; nats per `validation.predicted_bytes(token_bytes)` / ln 2 are
-        bits per byte.
-    train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts; of a task, of its rows (None: a stream's).
-    encoder: examples -> tokens, as in the rows.
-    task: where the records come from (None: text files).
+    Attributes:
+        train: packed rows (see `Rows`), for any trainer together with `collate`; of a stream all, without end.
+        validation: packed rows.
+        tokenizer: the tokenizer of both.
+        token_bytes: int64 `_V`, UTF-8 bytes of each token; nats per `validation.predicted_bytes(token_bytes)` / ln 2
+            are bits per byte.
+        train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts; of a task, of its rows (None: a
+            stream's).
+        encoder: examples -> tokens, as in the rows.
+        task: where the records come from (None: text files).
     """
 
     train: Rows | Stream

@@ -94,6 +94,7 @@ class Rows:
 
     @property
     def has_padding(self) -> bool:
+        """Whether any position is padding."""
         return self.tokens < self.stored_R2T[:, 0].size
 
     def text_bytes(self, bytes_V: Tensor) -> int:

@@ -231,6 +231,7 @@ class Stream:
         return self.chunks.row(i)
 
     def head(self, count: int) -> Stream:
+        """The first `count` rows, from the same chunks."""
         return Stream(self.chunks, count)
 
     @property

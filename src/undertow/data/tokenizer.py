@@ -123,7 +123,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise ValueError (one line) if the tokenizer has ids that a model with `vocab_size` embeddings lacks."""
+    """Hold a tokenizer against a model. Raises ValueError (one line) if it has ids beyond `vocab_size` embeddings."""
     needed = vocabulary_size(tokenizer)
     if needed > vocab_size:
         raise ValueError(

@@ -63,6 +63,7 @@ class Shown:
     right: bool
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

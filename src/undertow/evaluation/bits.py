@@ -40,6 +40,7 @@ class Bits:
 
     @property
     def nats_per_token(self) -> float:
+        """The loss: mean over the predicted tokens."""
         return self.nats / self.tokens
 
     def to_dict(self) -> dict:

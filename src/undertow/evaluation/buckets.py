@@ -29,6 +29,7 @@ class Part:
     bytes: int
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self)
 
 
@@ -39,6 +40,7 @@ class Tally:
         self.sums: dict[str, list[float]] = {}
 
     def add(self, name: str, nats: float, tokens: int, size: int) -> None:
+        """Add the loss of some tokens: sum in nats, how many they are, and their UTF-8 bytes."""
         old = self.sums.get(name, [0.0, 0, 0])
         self.sums[name] = [old[0] + nats, old[1] + tokens, old[2] + size]
 

@@ -1,7 +1,7 @@
 """CORE: one number from 22 few-shot tasks (DCLM, arXiv 2406.11794), on the bundle that nanochat publishes.
 
     core.yaml             icl_tasks: [{label, icl_task_type, dataset_uri, num_fewshot: [n], continuation_delimiter}]
-    eval_data/*.jsonl     the items of each task, one a line
+    eval_data/TASK.jsonl  the items of each task, one a line
     eval_meta_data.csv    columns "Eval Task" and "Random baseline" (percent)
 
 LRT's release (arXiv 2605.26797) scores CORE with a pass that reads no memory; here the model recurs.
@@ -71,6 +71,7 @@ class Core:
     tasks: tuple[Score, ...]
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return {"core": self.core, "tasks": [asdict(task) for task in self.tasks]}
 
 
@@ -146,7 +147,11 @@ def _answered(task: Task, item: dict) -> str:
 
 
 def spans(task: Task, index: int, tokenizer) -> list[tuple[list[int], int]]:
-    """`(tokens, N)`, one a text: the last N are what is scored, where the texts differ (schema: where they agree)."""
+    """`(tokens, N)`, one a text: the last N are what is scored, where the texts differ (schema: where they agree).
+
+    Raises:
+        ValueError: a continuation without a token of its own.
+    """
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     encoded = tokenizer(prompts(task, index), add_special_tokens=False, verbose=False)["input_ids"]
     texts = [[first, *ids] for ids in encoded]
@@ -173,7 +178,7 @@ def _right(task: Task, index: int, found: Sequence[tuple]) -> bool:
 
 
 def read(folder: str | Path, limit: int | None = None) -> list[Task]:
-    """The tasks of a bundle. Arguments and errors as `run`."""
+    """The tasks of a bundle. Arguments as of `run`; raises what it raises, ValueError and FileNotFoundError."""
     folder = Path(folder)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: must be at least 1")

@@ -33,6 +33,7 @@ class Exits:
     saved: float
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self)
 
 

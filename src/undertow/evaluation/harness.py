@@ -70,8 +70,8 @@ def score(
         show: bars on stderr, if that is a terminal.
 
     Returns:
-        `{task: {"samples": n, metric: value, metric_stderr: value or None}}`, groups too; a metric of another filter
-        than lm-eval's `none` is named `metric,filter`.
+        A mapping for every task and group, with `samples`, every metric's value, and that of METRIC_stderr or None. A
+        metric of another filter than lm-eval's `none` is named `metric,filter`.
 
     Raises:
         ValueError: a text that does not fit the model, `shots` or `limit` out of range. One line.

@@ -50,6 +50,7 @@ class Recurrent(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        """The token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
@@ -59,9 +60,11 @@ class Recurrent(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
+        """Under which lm-eval caches what it tokenised."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as the tokenizer writes it."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -84,6 +87,7 @@ class Recurrent(TemplateLM):
     # ------------------------------------------------------------------ scores
 
     def loglikelihood(self, requests, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """`(log-probability in nats, whether greedy decoding gives it)` of each request's continuation."""
         return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
@@ -113,7 +117,11 @@ class Recurrent(TemplateLM):
     # ------------------------------------------------------------------ generation
 
     def generate_until(self, requests, disable_tqdm: bool = True) -> list[str]:
-        """Texts up to the first of each request's stop strings, or eos; prompts are padded on the left."""
+        """Texts up to the first of each request's stop strings, or eos; prompts are padded on the left.
+
+        Raises:
+            ValueError: no position is left for a prompt.
+        """
         asked = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         prompts, cut = [], 0
         for request, options in zip(requests, asked, strict=True):

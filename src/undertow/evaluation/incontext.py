@@ -46,6 +46,7 @@ class InContext:
     error: float | None
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return asdict(self) | {"nats": list(self.nats)}
 
 
@@ -122,6 +123,7 @@ class Shots:
     accuracy: Accuracy
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return {"shots": self.shots, **self.accuracy.to_dict()}
 
 

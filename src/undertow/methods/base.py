@@ -90,10 +90,12 @@ class Spanning(Protocol):
     """A method over the layers start..end."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first layer."""
 
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The last layer."""
 
 
 def span_of(method: Spanning, shape: Shape) -> tuple[int, int]:

@@ -126,7 +126,7 @@ class Generated(Task):
                 raise ValueError(f"{type(self).__name__} {split}={getattr(self, split)}: must be at least 0")
 
     def draw(self, rng: random.Random, split: str) -> Record:
-        """One record of a split (its difficulty may depend on which)."""
+        """One record of a split (its difficulty may depend on which). Raises ValueError where none can be drawn."""
         raise NotImplementedError
 
     def records(self, split: str) -> Iterator[Record]:

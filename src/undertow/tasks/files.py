@@ -114,7 +114,7 @@ def file_stream(paths: Sequence[str | Path]) -> IterableDataset:
 
 @contextmanager
 def one_line(where: str) -> Iterator[None]:
-    """What `datasets` and pyarrow raise about a file becomes one line that begins with `where`."""
+    """What `datasets` and pyarrow raise about a file becomes one line that begins with `where`. Raises ValueError."""
     import pyarrow
     from datasets.exceptions import DatasetsError
 

@@ -72,7 +72,7 @@ class Folder(Task):
 
     @cached_property
     def task(self) -> Task:
-        """The task that made the records."""
+        """The task that made the records. Raises ValueError: the folder names none that is known."""
         from undertow.tasks.parse import parse
 
         try:

@@ -30,7 +30,10 @@ class Splits(Task):
     """
 
     def sources(self) -> Mapping[str, Any]:
-        """Where each split comes from (`train` always): what `read` is given. A split that is absent is drawn."""
+        """Where each split comes from (`train` always): what `read` is given. A split that is absent is drawn.
+
+        Raises ValueError, one line, where that cannot be said.
+        """
         raise NotImplementedError
 
     def read(self, source: Any) -> Iterator[Record]:

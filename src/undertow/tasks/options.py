@@ -9,7 +9,7 @@ Range = int | tuple[int, int]
 
 
 def check_whole(task: object, name: str, least: int, most: int | None = None) -> None:
-    """Raise ValueError (one line) unless the option `name` is a whole number from `least` to `most`."""
+    """Check an option. Raises ValueError (one line) unless it is a whole number from `least` to `most`."""
     value = getattr(task, name)
     if not _whole(value) or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -17,14 +17,14 @@ def check_whole(task: object, name: str, least: int, most: int | None = None) ->
 
 
 def check_choice(task: object, name: str, allowed: Sequence) -> None:
-    """Raise ValueError (one line) unless the option `name` is one of `allowed`."""
+    """Check an option. Raises ValueError (one line) unless it is one of `allowed`."""
     value = getattr(task, name)
     if value not in allowed:
         raise ValueError(f"{type(task).__name__} {name}={value!r}: allowed: {', '.join(map(str, allowed))}")
 
 
 def check_range(task: object, name: str, least: int) -> None:
-    """Raise ValueError (one line) unless the option `name` is a whole number or an ordered pair of them.
+    """Check an option. Raises ValueError (one line) unless it is a whole number or an ordered pair of them.
 
     A pair that is written as a list (JSON, YAML) becomes a tuple, so that equal options are equal.
     """
@@ -40,6 +40,7 @@ def check_range(task: object, name: str, least: int) -> None:
 
 
 def highest(value: Range) -> int:
+    """The upper end of a range."""
     return value if isinstance(value, int) else value[1]
 
 

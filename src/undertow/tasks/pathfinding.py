@@ -32,7 +32,7 @@ class Pathfinding(Generated):
         lane_extra: a lane has so many nodes more than the part it goes round has edges.
         dead_ends: probability that a dead end starts at a node.
         dead_end_depth: nodes of a dead end.
-        wait: `Wait ` goes before the answer.
+        wait: the word Wait and a space go before the answer.
         walk: a random walk from the start and `|` go before the answer.
     """
 

@@ -20,6 +20,7 @@ class _Documents(Task):
 
     @cached_property
     def corpus(self) -> Corpus:
+        """The documents, read when first asked for."""
         raise NotImplementedError
 
     def records(self, split: str) -> Iterator[Record]:
