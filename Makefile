@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all docs lint clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,9 +20,12 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks comparisons
-	$(BIN)/ruff format --check src tests benchmarks comparisons
+	$(BIN)/ruff check src tests benchmarks comparisons docs examples
+	$(BIN)/ruff format --check src tests benchmarks comparisons docs examples
 	$(BIN)/mypy
 
 clean:

@@ -193,7 +193,8 @@ def train(recipe, place, resume, device):
     (place / "result.json").write_text(json.dumps({"seed": 0, "resumed": resume}))
 
 torch, run, recipe, cli = (types.ModuleType(name) for name in ("torch", "run", "recipe", "cli"))
-torch.set_num_threads, run.train, recipe.load, cli.quiet = int, train, Path, dict
+torch.set_num_threads, run.train, cli.quiet = int, train, dict
+recipe.load_any = lambda place: types.SimpleNamespace(runner=run)
 sys.modules |= {"torch": torch, "undertow.training.run": run, "undertow.recipe": recipe}
 sys.modules |= {"undertow.cli": cli, "undertow.cli.console": cli}
 import undertow, undertow.training

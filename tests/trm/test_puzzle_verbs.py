@@ -233,12 +233,10 @@ def test_compare(capsys, runs, tmp_path, monkeypatch):
     assert json.loads((folder / "table.json").read_text()) == results
     assert re.search(r"^TRM +\S+ +2 ", again, re.M)
 
+    more = {"models": [{"name": "a"}, {"name": "b", "training": {"steps": 3}}]}  # as one does to match FLOPs
+    assert [model.training.steps for model in compare.parse(plan | more, "x").recipes.values()][1] == 3
     for change, said in (
-        ({"budget": {"steps": 3}}, "budget: models of puzzles are compared at equal training.steps"),
-        (
-            {"models": [{"name": "a"}, {"name": "b", "training": {"steps": 3}}]},
-            r"models\[1\].training.steps: all models",
-        ),
+        ({"budget": {"steps": 3}}, "budget: models of puzzles have training.steps"),
         ({"models": [{"name": "a"}, {"name": "b", "puzzle": "Sudoku(size=6)"}]}, r"models\[1\].puzzle: all models"),
         ({"models": [{"name": "a"}, {"name": "b", "flops_of": "a"}]}, "flops_of: 'a': not of puzzles"),
     ):

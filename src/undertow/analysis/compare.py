@@ -6,7 +6,7 @@ one, `seeds`. With `match: flops` (the default) every other model gets the first
 `flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at
 equal FLOPs.
 
-A file with the key `puzzle` compares models on puzzles. It has no `budget`: all train for `training.steps` steps.
+A file with the key `puzzle` compares models on puzzles. It has no `budget`: each trains for its own `training.steps`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
         raise RecipeError(f"{prefix}name: {error}") from None
     kind = recipes.kind_of(shared)
     if kind is not Recipe and "budget" in shared:
-        raise RecipeError(f"{prefix}budget: models of puzzles are compared at equal training.steps; leave it out")
+        raise RecipeError(f"{prefix}budget: models of puzzles have training.steps; leave it out")
     budget = _budget(shared.pop("budget", {}), prefix) if kind is Recipe else None
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise RecipeError(f"{prefix}seeds: {seeds!r}: must be a list of whole numbers of at least 0")

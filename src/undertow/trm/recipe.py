@@ -51,7 +51,7 @@ class PuzzleRecipe(Run):
 
     @property
     def common(self) -> dict[str, Any]:
-        return {"puzzle": self.puzzle, "training.steps": self.training.steps}
+        return {"puzzle": self.puzzle}  # steps may differ: at equal FLOPs a cheaper step gets more of them
 
     def to_dict(self) -> dict:
         source = self.puzzle
