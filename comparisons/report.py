@@ -28,8 +28,10 @@ KEPT = (
     "bits_training",
     "bits_true",
     "accuracy",
+    "exact_accuracy",
     "failed",
 )
+BASELINES = ("baseline", "plain")  # how the names of models begin that others are compared with
 MARK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -43,6 +45,9 @@ def keep(runs: Path, name: str) -> dict | None:
         for model, results in json.loads(table.read_text()).items()
     }
     for result in [result for results in models.values() for result in results if "accuracy" in result]:
+        if "exact_accuracy" in result:  # of puzzles; `accuracy` is that of cells
+            result["solved"] = result["exact_accuracy"]
+            continue
         ways = {key: way for key, way in result["accuracy"].items() if isinstance(way, dict)}
         result["solved"] = ways.get("generated", ways["exact"])["accuracy"]
         for way in ways.values():
@@ -76,7 +81,7 @@ def reference(models: dict[str, list[dict]], name: str, key: str, tolerance: flo
     """The baseline that got as much of `key` (`tokens`, `training_flops`) as the model `name`."""
     amount = models[name][0].get(key) if models[name] else None
     for other, found in models.items():
-        plain = found and other.startswith("baseline") and not name.startswith("baseline")
+        plain = found and other.startswith(BASELINES) and not name.startswith(BASELINES)
         if plain and amount and abs(found[0].get(key, 0) / amount - 1) <= tolerance:
             return found
     return None
@@ -160,7 +165,7 @@ def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons"
         if kept is not None:
             (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
             print(f"\n{name}\n{table(kept)}")
-            if any("accuracy" in one for found in kept["models"].values() for one in found):
+            if any(isinstance(one.get("accuracy"), dict) for found in kept["models"].values() for one in found):
                 draw(kept, HERE / "results" / f"{name}.png")
     if PAGE.exists():
         PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))

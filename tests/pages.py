@@ -120,7 +120,7 @@ def read_by_us(words: list[str]) -> None:
     if target.startswith("recipes/"):
         from undertow import recipe
 
-        recipe.load(ROOT / target, values["overrides"])
+        recipe.load_any(ROOT / target, values["overrides"])
 
 
 def documents(block: Block) -> list[dict]:

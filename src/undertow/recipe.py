@@ -181,7 +181,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | PuzzleRecipe:
-    """As `load`, of either kind."""
+    """A recipe of text or, where it has the key `puzzle`, of puzzles; arguments as of `load`.
+
+    Raises:
+        RecipeError, FileNotFoundError: as `load`.
+    """
     path = Path(path) / "recipe.yaml" if Path(path).is_dir() else Path(path)
     values = read_yaml(path)
     if "models" in values:

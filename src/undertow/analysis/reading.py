@@ -69,6 +69,7 @@ class Reading:
     gates: dict[str, tuple[float, ...]]
 
     def to_dict(self) -> dict:
+        """Plain values, as `lens.json` holds them."""
         return asdict(self)
 
 

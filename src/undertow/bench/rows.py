@@ -36,9 +36,11 @@ class Row:
 
     @property
     def more_is_better(self) -> bool:
+        """Whether the row is a speed; else a cost."""
         return self.how is measure.speed
 
     def met(self, value: float) -> bool:
+        """Whether a measured value reaches the target."""
         return value >= self.target if self.more_is_better else value <= self.target
 
 

@@ -41,6 +41,7 @@ class Folder(Source):
 
     @property
     def place(self) -> Path:
+        """The folder itself."""
         return Path(self.path).expanduser()
 
     @cached_property

@@ -98,6 +98,9 @@ class Maze(Source):
         """Lines of `#` (wall), a blank or `.` (open), S and G, as many as the maze has rows; or all in one line.
 
         Lines that lost blanks at their right end get them back.
+
+        Raises:
+            ValueError: another symbol, another size, or not one S and one G.
         """
         rows, columns = self._sides()
         lines = text.strip("\r\n").splitlines()

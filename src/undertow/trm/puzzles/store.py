@@ -69,10 +69,12 @@ class PuzzleData:
 
     @property
     def num_identifiers(self) -> int:
+        """Puzzles with an identifier of their own, the blank one counted."""
         return len(self.names)
 
     @property
     def num_groups(self) -> int:
+        """Puzzles, all forms of one counted once."""
         return len(self.group_starts) - 1
 
     @property
@@ -106,7 +108,11 @@ class PuzzleData:
         return (self._batch(np.concatenate(pieces), batch_size) for pieces in draws)
 
     def in_order(self, batch_size: int, start: int = 0) -> Iterator[dict]:
-        """All examples once, in order, in batches as above. The last one is filled with rows of no scored label."""
+        """All examples once, in order, in batches as above. The last one is filled with rows of no scored label.
+
+        Raises:
+            ValueError: `batch_size` is less than 1.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         for first in range(start * batch_size, len(self), batch_size):
@@ -171,6 +177,8 @@ class PuzzleData:
 
 
 class Splits(NamedTuple):
+    """What is trained on, and what is not."""
+
     train: PuzzleData
     test: PuzzleData
 
@@ -281,7 +289,7 @@ def _write_split(source: Source, split: str, folder: Path, identifiers: dict[str
         "ratings": np.array(ratings, dtype=np.int32),
     }
     for name, array in arrays.items():
-        cache.write(folder / f"all__{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+        cache.write(folder / f"all__{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))  # type: ignore[misc]
     about = {
         "pad_id": PAD,
         "ignore_label_id": PAD,

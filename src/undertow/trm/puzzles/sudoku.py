@@ -85,7 +85,11 @@ class Sudoku(Source):
         return [] if self.path is None else [Path(self.path).expanduser() / f"{s}.csv" for s in ("train", "test")]
 
     def parse(self, text: str) -> np.ndarray:
-        """Digits, and `.`, `0` or `_` for a blank, row by row; spaces and the lines between boxes may be there."""
+        """Digits, and `.`, `0` or `_` for a blank, row by row; spaces and the lines between boxes may be there.
+
+        Raises:
+            ValueError: another symbol, or not as many cells as the Sudoku has.
+        """
         read = [c for c in text if not (c.isspace() or c in "|+-")]
         cells = [0 if c in "._" else int(c) if c in "0123456789" else -1 for c in read]
         if wrong := [c for c, cell in zip(read, cells, strict=True) if not 0 <= cell <= self.size]:
