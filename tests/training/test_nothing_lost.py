@@ -298,6 +298,7 @@ def test_a_signal_ends_the_step_saves_and_leaves(sparse, whole, tmp_path, monkey
     arguments = ["train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--device", "cpu"]
     train = run.train
     kill = At(step, lambda model: os.kill(os.getpid(), number))
+    handled = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     with monkeypatch.context() as patch:
         patch.setattr(run, "train", lambda *a, callbacks, **k: train(*a, callbacks=[*callbacks, kill], **k))
         status, _, errors = call(capsys, *arguments)
@@ -305,6 +306,7 @@ def test_a_signal_ends_the_step_saves_and_leaves(sparse, whole, tmp_path, monkey
     assert f"stopped by {number.name}; step {step} is saved in" in errors and "--resume goes on" in errors
     assert checkpoints.newest_complete(tmp_path / "run" / "checkpoints").name == f"checkpoint-{step}"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, handled)
     assert call(capsys, *arguments, "--resume")[0] == 0
     same(tmp_path / "run", whole)
 

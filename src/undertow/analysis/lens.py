@@ -188,7 +188,7 @@ def read(
     attention_mask: Tensor | None = None,
     schedule: Schedule | None = None,
 ) -> Lens:
-    """All three at once. The model should be in `eval()`; `input_ids` and `attention_mask` (B, T), as of `visits`."""
+    """All three at once. The model should be in `eval()`; `input_ids` and `attention_mask`: `_BT`, as of `visits`."""
     after_BT = following(input_ids, attention_mask)
     seen = visits(model, input_ids, attention_mask, schedule)
     along = tuple(view_of(visit_name(model, step), logits, after_BT) for step, logits in seen)

@@ -11,6 +11,7 @@ runs/NAME-N/recipe.yaml          every value, defaults written out
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -22,8 +23,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from undertow import recipe as recipes
 from undertow.data import build, cache, check_vocabulary, collate
@@ -317,6 +318,7 @@ def load(folder: Path, device: str = "auto") -> Loaded:
         raise ValueError(f"{found}: {why}; the weights are not what was saved")
     where = device_of(device)
     try:
+        _check_size(found)
         read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
         model, info = read
         tokenizer = AutoTokenizer.from_pretrained(found)
@@ -333,6 +335,18 @@ def load(folder: Path, device: str = "auto") -> Loaded:
     if recipe is not None and recipe.schedule is not None:
         model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
     return Loaded(model, tokenizer, recipe)
+
+
+def _check_size(place: Path) -> None:
+    """Raise ValueError where config.json is of a far larger model than the weights: it would be drawn at random first."""
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place)).num_parameters()
+    held = 0
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    if described > 2 * held + 1_000_000:
+        raise ValueError(f"config.json is of a model of {described:,} parameters, the weights hold {held:,}")
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[str] = (), device: str = "auto") -> dict:
