@@ -338,7 +338,7 @@ def load(folder: Path, device: str = "auto") -> Loaded:
 
 
 def _check_size(place: Path) -> None:
-    """Raise ValueError where config.json is of a far larger model than the weights: it would be drawn at random first."""
+    """Raise ValueError where config.json is of a far larger model than the weights, which would be built first."""
     with torch.device("meta"):
         described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place)).num_parameters()
     held = 0
