@@ -27,8 +27,8 @@ def lines(path, text):
         ("lines.json", LINES),
         ("a.csv", "question,answer\r\n" + "".join(f"{r['question']},{r['answer']}\r\n" for r in RECORDS)),
         ("bom.csv", "\ufeffquestion,answer\n" + "".join(f'"{r["question"]}",{r["answer"]}\n' for r in RECORDS)),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
-        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
     ],
 )
 def test_every_kind_of_file_gives_the_same_records(tmp_path, name, content):
@@ -61,7 +61,7 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
         ("wide.csv", "question,answer\nq,a,b\n", "line 2: more cells than the header names"),
         ("short.csv", "question,answer\nq\n", "record 1: lacks answer; has question, answer"),
         ("torn.parquet", b"PAR1....", "not parquet"),
-        ("torn.jsonl.gz", gzip.compress(LINES.encode())[:-12], "not a whole gzip file"),
+        ("torn.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "not a whole gzip file"),
         ("not.jsonl.gz", LINES, "not a whole gzip file (Not a gzipped file"),
         (
             "schema.jsonl",
@@ -78,7 +78,7 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
         ),
         ("latin.json", '[{"question": "ä"}]'.encode("latin-1"), "not text in UTF-8"),
         ("latin.csv", "question,answer\nä,b\n".encode("latin-1"), "not text in UTF-8"),
-        ("latin.jsonl.gz", gzip.compress('{"question": "ä"}'.encode("latin-1")), "not text in UTF-8"),
+        ("latin.jsonl.gz", gzip.compress('{"question": "ä"}'.encode("latin-1"), mtime=0), "not text in UTF-8"),
         ("binary.jsonl", bytes(range(256)), "not"),
         ("notes.txt", "hello", "unknown kind of file; allowed: .jsonl, .json, .csv, .parquet"),
         ("a.txt.gz", b"", "unknown kind of file"),
