@@ -119,6 +119,7 @@ def stopped(process):
     return process.returncode != 0
 
 
+@pytest.mark.slow
 def test_killed_while_it_trains_on_a_stream(values, tmp_path, capsys):
     runs = Runs(values, STREAM, tmp_path)
     process, seen = runs.start(), runs.killed / "metrics.jsonl"

@@ -352,6 +352,7 @@ def kill(process):
     process.join()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path, monkeypatch, values, wholes):
     """Begun here and killed, gone on with as jobs of submitit (its debug executor: in this process)."""
     monkeypatch.setattr(launch, "SLURM_POLL", 0.01)

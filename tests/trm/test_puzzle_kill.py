@@ -117,7 +117,7 @@ assert "transformers.models.auto.modeling_auto" not in sys.modules and "undertow
 for name in sys.argv[1:]:
     if not (child := os.fork()):
         importlib.import_module(name)
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoModelForCausalLM  # the latter is what registers
         AutoConfig.for_model("undertow")  # ours is registered, whatever was imported first
         os._exit(0)
     if os.waitpid(child, 0)[1]:
