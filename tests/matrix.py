@@ -123,14 +123,15 @@ def row_2_executor_equals_references(case: Case, gradient: bool = True):
     w = torch.randn(2, SHORT, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     true, memory = reference.recur(model, x)
     true_gradient = gradients(model, (true * w).sum()) if gradient else None
-    for schedule in exact(SHORT):
+    step = 1 if case.time else 5  # without a memory every schedule is one and the same pass
+    for schedule in exact(SHORT)[::step]:
         out = model(x, schedule=schedule)
         assert gap(out.logits, true) < case.tolerance, schedule
         if memory is not None:
             assert gap(out.memory, memory[:, :, 0]) < case.tolerance, schedule
         if gradient and (schedule.adjoint is None or schedule.solve == "cyclic"):
             assert gradient_gap(gradients(model, (out.logits * w).sum()), true_gradient) < case.tolerance, schedule
-    for schedule in INEXACT:
+    for schedule in INEXACT[::step]:
         out = model(x, schedule=schedule)
         literal, parts, _ = reference.sweep(model, schedule, x)
         assert gap(out.logits, literal) < case.tolerance, schedule
