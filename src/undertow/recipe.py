@@ -312,7 +312,8 @@ def translate(error: ValidationError, model: type[BaseModel]) -> str:
         allowed = list(section.model_fields)
         return f"{dotted}: unknown key (value {first['input']!r}); {choices(keys[-1], allowed)}"
     if first["type"] == "literal_error":
-        annotation = section.model_fields[keys[-1]].annotation  # the words, or the words or None
+        name = [key for key in keys if key in section.model_fields][-1]  # after it, a place in a list
+        annotation = section.model_fields[name].annotation  # the words, a list of them, or the words or None
         literals = [a for a in (annotation, *typing.get_args(annotation)) if typing.get_origin(a) is typing.Literal]
         allowed = [word for literal in literals for word in typing.get_args(literal)]
         return f"{dotted}: {first['input']!r} is not allowed; {choices(first['input'], allowed)}"

@@ -235,6 +235,7 @@ class Training(Section):
     keep: Positive = 2
     workers: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = True
+    report_to: list[Literal["trackio", "wandb"]] = []  # experiment trackers, beside TensorBoard's files
     statistics: bool = True  # of gates and norms, at logging steps
 
     @field_validator("lr_groups", "train_only")

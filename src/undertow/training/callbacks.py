@@ -1,13 +1,15 @@
-"""Callbacks: the metrics file, TensorBoard, when to evaluate, how fast it goes, how much the carried state weighs."""
+"""Callbacks: metrics, TensorBoard and trackers, when to evaluate, how fast it goes, what the carried state weighs."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 from transformers import TrainerCallback
 
 from undertow.recipe_sections import RecurrentWeight
@@ -114,7 +116,7 @@ class Leave(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """Write every log as one JSON line, and to TensorBoard.
+    """Write every log as one JSON line, to TensorBoard, and to trackers (`trackers.started`).
 
     Each line has `step`, `tokens` and `flops` (training, so far) beside what was logged, and beside a loss
     `tokens_per_second` and what `statistics` found in that step. On resume, lines after the checkpoint's step are
@@ -129,10 +131,12 @@ class Metrics(TrainerCallback):
         clock: Clock,
         tensorboard: bool,
         statistics: Statistics | None = None,
+        trackers: Sequence[GeneralTracker] = (),
     ):
         self.path, self.events = folder / "metrics.jsonl", folder / "tensorboard"
         self.tokens_per_step, self.flops_per_step, self.clock = tokens_per_step, flops_per_step, clock
         self.tensorboard, self.statistics, self.writer = tensorboard, statistics, None
+        self.trackers = trackers
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -169,17 +173,21 @@ class Metrics(TrainerCallback):
             file.write(json.dumps(line) + "\n")
         if self.writer is not None:
             for key, value in values.items():
-                self.writer.add_scalar(_event(key), value, state.global_step)
+                self.writer.add_scalar(event(key), value, state.global_step)
+        for tracker in self.trackers:
+            tracker.log({event(key): value for key, value in values.items()}, step=state.global_step)
 
     def close(self):
-        """Flush and close TensorBoard's file."""
+        """Flush and close TensorBoard's file, and end the trackers' runs."""
+        for tracker in self.trackers:
+            tracker.finish()
         if self.writer is not None:
             self.writer.close()
             self.writer = None
 
 
-def _event(key: str) -> str:
-    """The name of a logged value in TensorBoard, which makes one section of all names that begin alike."""
+def event(key: str) -> str:
+    """The name of a logged value in TensorBoard and trackers, which make one section of all names that begin alike."""
     if key.startswith("eval_"):
         return f"eval/{key.removeprefix('eval_')}"
     return key if "/" in key else f"train/{key}"

@@ -35,7 +35,7 @@ from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.recipe_sections import one_line
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, signals, trainer, visits
+from undertow.training import budget, checkpoints, optimisers, signals, trackers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, environment, measure, training_speed
@@ -45,7 +45,7 @@ from undertow.training.statistics import Statistics
 FREE = {
     "training": (
         *("log_every", "save_every", "evaluate_every", "keep"),
-        *("workers", "tensorboard", "statistics", "nonfinite"),
+        *("workers", "tensorboard", "report_to", "statistics", "nonfinite"),
     ),
     "data": ("cache_dir",),
 }
@@ -93,8 +93,11 @@ def folder_for(
     """The folder of a run (see `pick_folder`), with its recipe in it.
 
     Raises:
-        ValueError: with `resume`, the folder's recipe says another model, other data or other training.
+        ValueError: with `resume`, the folder's recipe says another model, other data or other training; a tracker
+            that it asks for is not installed.
     """
+    if isinstance(recipe, Recipe):
+        trackers.check(recipe.training.report_to)
     folder = pick_folder(recipe.name, folder, resume, root)
     with parallel().main_process_first():
         if (folder / "recipe.yaml").exists():
@@ -240,7 +243,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         return {"bits_per_byte": found.bits_per_byte} | seen
 
     clock, looked = Clock(), Statistics() if settings.statistics else None
-    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked)
+    tracking = trackers.started(settings.report_to, folder, recipe)
+    metrics = Metrics(folder, rows * seq_len, rows * row_flops, clock, settings.tensorboard, looked, tracking)
     watching: list[TrainerCallback] = [clock, metrics]
     if looked is not None:
         watching.append(looked)
