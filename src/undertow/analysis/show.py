@@ -18,6 +18,7 @@ from rich.text import Text
 
 from undertow.analysis import flops, label
 from undertow.analysis.flops import ROUNDS
+from undertow.analysis.memory import kept_bytes
 from undertow.edges import Edge
 from undertow.model import UndertowForCausalLM, from_scratch
 from undertow.plan import EMBED, NORM, Block, Plan, Step, Visit, each_layer_once
@@ -31,12 +32,13 @@ LONGEST = 1024  # positions that costs are stated for, where a recipe does not s
 STYLES = {"span": "bold cyan"}
 
 
-def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = None) -> Group:
+def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = None, memory: bool = False) -> Group:
     """What a model is, for `rich.console.Console.print`.
 
     Args:
         target: a model on any device; or a recipe, or its file.
         T: positions that costs are stated for (None: the recipe's `data.seq_len`; of a model, all it has, up to 1024).
+        memory: also what a row of T tokens keeps for its backward (`analysis.memory`; seconds for many sweeps).
 
     Raises:
         ValueError: a recipe that cannot be loaded, T below 1.
@@ -52,7 +54,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
         Text(),
         _parameter_table(model),
         Text(),
-        _cost_table(model, T),
+        _cost_table(model, T, memory),
         *(Text(line) for line in decoding(model, T)),
     )
 
@@ -293,7 +295,8 @@ def _parameter_table(model: UndertowForCausalLM) -> Table:
 class Cost:
     """What one schedule costs per token: block evaluations, FLOPs forward and in training, and relative to plain.
 
-    `relative`: training FLOPs over those of the backbone alone.
+    `relative`: training FLOPs over those of the backbone alone. `kept`: bytes that a training row keeps for its
+    backward (None: not asked for).
     """
 
     name: str
@@ -301,10 +304,14 @@ class Cost:
     forward: float
     training: float
     relative: float
+    kept: int | None = None
 
 
-def costs(model: UndertowForCausalLM, T: int) -> list[Cost]:
-    """The training schedule first, then true decoding in parallel, Jacobi and token by token; one without a memory."""
+def costs(model: UndertowForCausalLM, T: int, memory: bool = False) -> list[Cost]:
+    """The training schedule first, then true decoding in parallel, Jacobi and token by token; one without a memory.
+
+    With `memory`, what each keeps for a backward too: a forward without values, seconds where there are many sweeps.
+    """
     own, said = model.schedule, ""
     if isinstance(own, Converge):
         own, said = Cyclic(own.G, ROUNDS, adjoint=own.adjoint), f" in {ROUNDS} rounds"
@@ -323,17 +330,19 @@ def costs(model: UndertowForCausalLM, T: int) -> list[Cost]:
         training = flops.training_flops(model, T, schedule)
         forward = flops.forward_flops(model, T, schedule)
         evaluations = flops.layer_evaluations(model, T, schedule)
-        found.append(Cost(name, evaluations, forward / T, training / T, training / base))
+        kept = kept_bytes(model, T, schedule) if memory else None
+        found.append(Cost(name, evaluations, forward / T, training / T, training / base, kept))
     return found
 
 
-def _cost_table(model: UndertowForCausalLM, T: int) -> Table:
-    made = table_of(f"per token, T = {T}", "blocks", "FLOPs forward", "FLOPs training", "x backbone")
+def _cost_table(model: UndertowForCausalLM, T: int, memory: bool) -> Table:
+    kept = ["kept a row"] if memory else []
+    made = table_of(f"per token, T = {T}", "blocks", "FLOPs forward", "FLOPs training", "x backbone", *kept)
     for column in made.columns[1:]:
         column.justify = "right"
-    for cost in costs(model, T):
-        relative = f"{cost.relative:.2f}"
-        made.add_row(cost.name, f"{cost.evaluations:.4g}", short(cost.forward), short(cost.training), relative)
+    for cost in costs(model, T, memory):
+        cells = [f"{cost.evaluations:.4g}", short(cost.forward), short(cost.training), f"{cost.relative:.2f}"]
+        made.add_row(cost.name, *cells, *([] if cost.kept is None else [f"{short(cost.kept)}B"]))
     return made
 
 

@@ -14,6 +14,9 @@ def show(
     target: Target,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
     svg: Annotated[Path | None, typer.Option("--svg", help="Also draw the plan into this file.")] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also what a training row keeps for its backward, under each schedule.")
+    ] = False,
     lens: Annotated[
         str | None, typer.Option("--lens", metavar="TEXT", help="Instead: what each visit and sweep says on a text.")
     ] = None,
@@ -38,7 +41,7 @@ def show(
         return
     from undertow.analysis.show import render
 
-    out.print(render(chosen))
+    out.print(render(chosen, memory=memory))
     if svg is not None:
         from undertow.analysis.drawing import svg as drawn
 
