@@ -9,7 +9,8 @@ import undertow as ut
 from models import CONFIGS, V, build, ids
 from undertow import execute, inputs
 from undertow.analysis import Report, label
-from undertow.analysis.check import contraction, run
+from undertow.analysis.check import run
+from undertow.analysis.gap import contraction
 from undertow.cache import UndertowCache
 from undertow.masks import Masks
 
@@ -46,7 +47,11 @@ def test_healthy_models_pass_all(family, methods):
     assert report.ok, str(report)
     names = [found.name for found in report.checks]
     assert names[:5] == list(STRUCTURE)
-    over_time = ["gap", "contraction", "schedule", "gradient", "exact"] if "time" in methods else ["memory"]
+    over_time = (
+        ["gap", "position", "sweep", "contraction", "schedule", "gradient", "exact"]
+        if "time" in methods
+        else ["memory"]
+    )
     assert names[5:] == over_time
     assert all(report[name].ok for name in STRUCTURE)
 
@@ -234,6 +239,34 @@ def test_gap_and_advice_know_the_schedules():
         memory = model(text, schedule=schedule).memory
         assert ((memory - true).norm(dim=-1) / true.norm(dim=-1)).mean() <= goal
         assert f"Cyclic({schedule.G}, {schedule.n})" in report["schedule"].line
+
+
+def test_gap_by_position_and_by_sweep():
+    """Written out: the parts and passes add up to the whole, the first tokens have no gap, and later passes less."""
+    model, text = MODELS["memory"](), ids(2, 32)
+    with torch.no_grad():
+        model.undertow["memory_mixer"].scale_m.fill_(1.0)
+    model.schedule = ut.Jacobi(3)
+    report = run(model, text)
+    whole, parts = report["gap"].values, report["position"].values["parts"]
+    assert [(first, last) for first, last, *_ in parts] == [(0, 7), (8, 15), (16, 23), (24, 31)]
+    more = torch.tensor([nats for *_, nats, _ in parts], dtype=torch.float64)
+    tokens = torch.tensor([8.0, 8, 8, 7], dtype=torch.float64)  # nothing follows the last one
+    assert abs(float((more * tokens).sum() / 31) - (whole["nats_true"] - whole["nats_training"])) < 1e-9
+    assert sum(far for *_, far in parts) / 4 == pytest.approx(whole["memory_mean"], rel=1e-9)
+    passes = report["sweep"].values["passes"]
+    assert len(passes) == 4 and passes[-1][1:] == pytest.approx((whole["nats_training"], whole["memory_mean"]))
+    assert passes[0][2] > passes[1][2] > passes[2][2] > passes[3][2]
+
+    def gradients(schedule, part):
+        labels = text.clone()
+        labels[:, : 8 * part] = labels[:, 8 * part + 8 :] = -100
+        loss = model(text, labels=labels, schedule=schedule).loss
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    for part, cosine in enumerate(report["gradient"].values["parts"]):
+        both = [gradients(schedule, part) for schedule in (model.schedule, ut.Sequential())]
+        assert float(torch.cosine_similarity(*both, dim=0)) == pytest.approx(cosine, abs=1e-9)
 
 
 def test_contraction_rate_follows_the_memorys_way_in():

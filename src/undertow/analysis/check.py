@@ -8,34 +8,23 @@ measure, with the weights as they are and on the text given, how far a schedule 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from undertow.analysis import Check, Report, label, open_target
+from undertow.analysis.gap import apart, measured, tolerance
 from undertow.model import UndertowForCausalLM
-from undertow.schedules import Chunked, Converge, Cyclic, Interleaved, Jacobi, Schedule, Sequential, Sweep
+from undertow.schedules import Chunked, Converge, Cyclic, Interleaved, Jacobi, Schedule, Sequential
 
 __all__ = ["Check", "Report", "run"]
 
-# Two ways of computing the same logits, largest difference over largest logit. Measured in float32: rounding 1e-6, the
-# faults of the tests 3e-4 (through a gate that is open by 0.7 %) to 1; 1e-4 lies between. Measured in bfloat16: 2e-2.
-# In float64 1e-9, but Hugging Face's RMSNorm and rotary embedding work in float32 inside: 1e-5 where they are used.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-SINGLE_INSIDE = 1e-5
-FLOOR = {torch.float64: 1e-11, torch.float32: 3e-6}  # a relative change of the memory that is only rounding; half: 2e-2
-SAFE = 0.9  # the contraction rate below which a handful of adjoint products is enough
 SHORT = 16  # positions of the structural checks: enough for every schedule below to sweep several positions at once
 OTHERS = (Converge(G=4), Sequential(), Jacobi(2), Interleaved(2), Cyclic(4, 1), Chunked(4))
-SUBSETS, ROUNDS = (8, 16), 4  # of the cyclic schedules that are tried
-GOALS = (1e-3, 1e-5)  # memory distances for which a schedule is advised
-ENOUGH = 0.05  # what the adjoint may leave out of the gradient
 NO_MEMORY = Check("memory", None, "no memory: every schedule is one sweep, what is trained is what is decoded")
 
 
@@ -78,14 +67,14 @@ def run(
     with _undisturbed(model):
         length = min(length, limit)
         text = _text(_tokens(model, batch, length, generator) if rows is None else rows, batch, length, model)
-        subject = Subject(model, _opened(model, generator), _tolerance(model))
+        subject = Subject(model, _opened(model, generator), tolerance(model))
         others = (model.schedule, *OTHERS) if schedules is None else schedules
         named = {label(s): s for s in others} if model.program.memories else {"one sweep": Converge()}
         with torch.no_grad():
             x = _tokens(model, 3, min(SHORT, limit), generator)
             checks = [causal(subject, x, named, generator)]
             checks += [check(subject, x) for check in (cached, padded, packed, batched)]
-        checks += _time(model, text) if model.program.memories else [NO_MEMORY]
+        checks += measured(model, text) if model.program.memories else [NO_MEMORY]
     return Report(name, tuple(checks))
 
 
@@ -111,11 +100,6 @@ class Subject:
         return Check(name, ok, f"{line} {found[worst]:.1e}", dict(found, tolerance=self.tolerance))
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the largest value of `b`."""
-    return float((a - b).abs().max() / b.abs().max())
-
-
 @contextmanager
 def _undisturbed(model: UndertowForCausalLM):
     """Evaluation mode within; afterwards every module's mode and the random numbers are what they were."""
@@ -127,11 +111,6 @@ def _undisturbed(model: UndertowForCausalLM):
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _tolerance(model: UndertowForCausalLM) -> float:
-    single_inside = model.dtype == torch.float64 and model.view.family.rotary is not None
-    return SINGLE_INSIDE if single_inside else TOLERANCE[model.dtype]
 
 
 def _opened(model: UndertowForCausalLM, generator: torch.Generator) -> dict[str, Tensor]:
@@ -252,149 +231,3 @@ def batched(subject: Subject, x: Tensor) -> Check:
     went_on = subject(swapped[:, T - 2 :], past_key_values=cache, use_cache=True).logits
     found["reordered cache"] = apart(went_on, subject(swapped, use_cache=False).logits[:, T - 2 :])
     return subject.verdict("batched", "a row's result does not depend on its batch", found)
-
-
-# ---------------------------------------------------------------------- the recurrence over time
-
-
-def _time(model: UndertowForCausalLM, text: dict[str, Tensor]) -> list[Check]:
-    labels = text["labels"]
-    forward = {name: value for name, value in text.items() if name != "labels"}
-    real = forward["attention_mask"].bool() if "attention_mask" in forward else torch.ones_like(labels).bool()
-    with torch.no_grad():
-        true = model(**forward, schedule=Sequential(), use_cache=False)
-
-        def distance(schedule: Schedule) -> tuple[float, float]:
-            return _distance(model(**forward, schedule=schedule, use_cache=False).memory, true.memory, real)
-
-        gaps, shrinks = gap(model, forward, labels, true, real), contraction(model, forward)
-        advised = advice(distance, labels.shape[1], shrinks.values["rate"])
-        return [gaps, shrinks, advised, gradient(model, text), exact(model, forward, true)]
-
-
-def _distance(memory: Tensor, true: Tensor, real_BT: Tensor) -> tuple[float, float]:
-    """Mean and largest `|M - M_true| / |M_true|` over the positions that are no pads."""
-    memory, true = memory.flatten(2).to(_wide(memory)), true.flatten(2).to(_wide(true))
-    d_BT = (memory - true).norm(dim=-1) / true.norm(dim=-1).clamp(min=1e-8)
-    return float(d_BT[real_BT].mean()), float(d_BT[real_BT].max())
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-
-
-def _nats(logits: Tensor, labels: Tensor) -> float:
-    scores = logits[:, :-1].to(_wide(logits))
-    return float(F.cross_entropy(scores.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100))
-
-
-def gap(model, forward: dict, labels: Tensor, true, real: Tensor) -> Check:
-    """Loss and memory under the training schedule against true decoding."""
-    out = model(**forward, schedule=model.schedule, use_cache=False)
-    trained, decoded = _nats(out.logits, labels), _nats(true.logits, labels)
-    mean, largest = _distance(out.memory, true.memory, real)
-    ok = None if math.isfinite(trained + decoded) else False
-    line = f"{label(model.schedule)}: {trained:.4f} nats, true decoding {decoded:.4f} ({decoded - trained:+.4f})"
-    line += f"; memory off by {mean:.1e} (mean), {largest:.1e} (largest)"
-    values = {"nats_training": trained, "nats_true": decoded, "memory_mean": mean, "memory_largest": largest}
-    return Check("gap", ok, line, values)
-
-
-@dataclass(frozen=True)
-class _Watched(Schedule):
-    """Jacobi sweeps that write down by how much each moved the memory."""
-
-    K: int
-    moved: list[float] = field(default_factory=list)
-
-    def sweeps(self, T: int):
-        yield Sweep(range(T))
-        for _ in range(self.K):
-            self.moved.append((yield Sweep(range(T), measure=True)))
-        return self.moved[-1]
-
-
-def contraction(model, forward: dict) -> Check:
-    """By what factor a parallel sweep shrinks the change of the memory (the geometric mean over sweeps)."""
-    watched = _Watched(K=min(16, forward["input_ids"].shape[1] // 2))
-    model(**forward, schedule=watched, use_cache=False)
-    seen, floor = watched.moved, FLOOR.get(model.dtype, 2e-2)
-    if not all(map(math.isfinite, seen)):
-        return Check("contraction", False, "NO: the memory is not finite", {"rate": math.nan, "changes": seen})
-    above = next((i for i, change in enumerate(seen) if not change > floor), len(seen))  # how many are not rounding
-    kept = [max(change, floor) for change in seen[: above + 1]]
-    rate = 0.0 if above == 0 else (kept[-1] / kept[0]) ** (1 / max(len(kept) - 1, 1))
-    word = "contracts" if rate < SAFE else "hardly contracts" if rate < 1 else "does NOT contract"
-    safe = "safe" if rate < SAFE else "not safe, use live sweeps"
-    line = f"{word}: a sweep leaves {rate:.2f} of the change before it; the adjoint gradient is {safe}"
-    line = line if above else "the memory changes nothing: the gates are closed"
-    return Check("contraction", None, line, {"rate": rate, "changes": seen})
-
-
-def advice(distance: Callable[[Schedule], tuple[float, float]], T: int, rate: float) -> Check:
-    """The cheapest `Cyclic(G, n)` that comes within each goal of the true memory (mean over positions)."""
-    if rate == 0:
-        return Check("schedule", None, "any: while the memory changes nothing, all are the same", {"reached": {}})
-    tried: dict[tuple[int, int], float] = {}
-    reached: dict[float, tuple[int, int]] = {}
-    for n, G in product(range(1, ROUNDS + 1), SUBSETS):
-        if len(reached) < len(GOALS) and n * G <= T // 2:  # n G >= T is exact for any model and would say nothing
-            tried[n, G] = distance(Cyclic(G, n))[0]
-            reached = {goal: (n, G) for goal in GOALS if tried[n, G] <= goal} | reached
-    goals = sorted(reached, reverse=True)
-    parts = [f"within {g:.0e} of the true memory: Cyclic({reached[g][1]}, {reached[g][0]})" for g in goals]
-    missed = max((goal for goal in GOALS if goal not in reached), default=None)
-    if missed is not None:
-        best = min(((far, f" (Cyclic({G}, {n}): {far:.1e})") for (n, G), far in tried.items()), default=(0, ""))
-        parts.append(f"{missed:.0e} needs Converge(){best[1]}")
-    if rate < SAFE:
-        k = max(1, math.ceil(math.log(ENOUGH) / math.log(rate)) - 1)  # k products leave out rate ** (k + 1)
-        parts.append(f"adjoint={k} should keep {1 - ENOUGH:.0%} of the gradient through time")
-    else:
-        parts.append("train with live sweeps (adjoint=None)")
-    values = {"reached": {goal: Cyclic(G, n) for goal, (n, G) in reached.items()}, "tried": tried}
-    return Check("schedule", None, "; ".join(parts), values)
-
-
-def gradient(model, text: dict[str, Tensor], rows: int = 2, length: int = 64) -> Check:
-    """The gradient of the loss under the training schedule against backpropagation through time."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        return Check("gradient", None, "nothing is trainable: every parameter is frozen")
-    short = {name: value[:rows, :length] for name, value in text.items()}
-
-    def of(schedule: Schedule) -> list[Tensor]:
-        with torch.enable_grad():
-            loss = model(**short, schedule=schedule, use_cache=False).loss
-            found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for g, (_, p) in zip(found, named, strict=True)]
-
-    mine, true = of(model.schedule), of(Sequential())
-    cosine, error = _compare(mine, true)
-    values, own = {"cosine": cosine, "error": error}, [name.startswith("undertow.") for name, _ in named]
-    line = f"{label(model.schedule)} against backpropagation through time: cosine {cosine:.4f}, {error:.1%} off"
-    if any(own) and not all(own):
-        picked = [[g for g, ours in zip(side, own, strict=True) if ours] for side in (mine, true)]
-        values["added_cosine"], values["added_error"] = _compare(*picked)
-        line += f" (added modules {values['added_cosine']:.4f}, {values['added_error']:.1%})"
-    return Check("gradient", None if math.isfinite(error) else False, line, values)
-
-
-def _compare(a: list[Tensor], b: list[Tensor]) -> tuple[float, float]:
-    """Cosine of two gradients, and the norm of their difference over that of `b`; summed tensor by tensor."""
-
-    def dot(x: list[Tensor], y: list[Tensor]) -> float:
-        return sum(float((p.to(_wide(p)) * q.to(_wide(q))).sum()) for p, q in zip(x, y, strict=True))
-
-    off = [p - q for p, q in zip(a, b, strict=True)]
-    aa, bb = (max(dot(x, x), 1e-30) for x in (a, b))
-    return dot(a, b) / math.sqrt(aa * bb), math.sqrt(dot(off, off) / bb)
-
-
-def exact(model, forward: dict, true) -> Check:
-    """`Converge()` against token by token, and what it costs."""
-    out = model(**forward, schedule=Converge(), use_cache=False)
-    off, T = apart(out.logits, true.logits), forward["input_ids"].shape[1]
-    ok = off <= _tolerance(model)
-    line = f"{'yes' if ok else 'NO'}: Converge() = token by token to {off:.1e}, {out.passes:.0f} passes for {T} steps"
-    return Check("exact", ok, line, {"logits": off, "passes": out.passes, "residual": out.residual})

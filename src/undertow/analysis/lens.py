@@ -128,18 +128,19 @@ def sweeps(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     schedule: Schedule | None = None,
+    **more: Tensor,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """`(name, logits_BTV, memory)` of the schedule cut off each time it has been over all positions.
 
     The memory is as in `UndertowOutput`. A schedule is read out after its last sweep; here it is as if it ended
-    earlier. Arguments as `visits`; costs one forward for every pass. The last one is the whole schedule, its live pass
-    (`adjoint`) included.
+    earlier. Arguments as `visits`, and `more` of a forward; costs one forward for every pass. The last one is the whole
+    schedule, its live pass (`adjoint`) included.
     """
     schedule, T = schedule or Converge(), input_ids.shape[1]
     schedule = schedule.resolved(double=model.dtype == torch.float64)
 
     def run(chosen: Schedule):
-        return model(input_ids, attention_mask=attention_mask, schedule=chosen, use_cache=False)
+        return model(input_ids, attention_mask=attention_mask, schedule=chosen, use_cache=False, **more)
 
     done: list[Sweep] = []
     if model.program.memories:
