@@ -216,7 +216,7 @@ def comparison(**changes):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"budget": {}}, "budget: needs exactly one of flops, tokens, steps, tokens_per_parameter, has 0"),
+        ({"budget": {}}, "budget: needs exactly one of flops, tokens, steps, tokens_per_parameter, seconds, has 0"),
         ({"budget": {"steps": 1, "flops": 1.0}}, "has 2"),
         ({"budget": {"steps": 1, "match": "flop"}}, "budget.match: 'flop' is not allowed; did you mean 'flops'?"),
         ({"budget": {"step": 1}}, "budget.step: unknown key (value 1); did you mean 'steps'?"),

@@ -97,6 +97,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         for module in (self.undertow if backbone is None else self).modules():
             module._is_hf_initialized = True  # type: ignore[assignment]  # Hugging Face's own flag
         self.post_init()
+        self._tp_plan = None  # layers are called one by one: no tensor parallelism, and no warning at each load
 
     @property
     def _heads(self) -> FutureHeads:

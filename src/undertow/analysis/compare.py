@@ -1,28 +1,29 @@
 """Several models at one budget, on the same data in the same order: a table, a plot, a sample of each.
 
 A comparison file is a recipe whose sections all models share, with `models` (a list of `name` and the sections that
-differ), `budget` (one of `flops`, `tokens`, `steps`, `tokens_per_parameter`: what the first model gets) and, if not
-one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs. A model with
-`flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens *and* at
-equal FLOPs.
+differ), `budget` (one of `flops`, `tokens`, `steps`, `tokens_per_parameter`, `seconds`: what the first model gets) and,
+if not one, `seeds`. With `match: flops` (the default) every other model gets the first one's training FLOPs. A model
+with `flops_of: NAME` gets the training FLOPs of that model, listed before it: so one file compares at equal tokens and
+at equal FLOPs. One with `parameters_of: NAME` has its MLPs widened or narrowed until it has as many parameters.
+
+Seconds are of training steps on this machine, measured over a few of each model before it trains (`training.pace`); how
+many steps they buy is written into its recipe, so that a resumed run does not depend on them again.
 
 A file with the key `puzzle` compares models on puzzles. It has no `budget`: each trains for its own `training.steps`.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
-from rich.table import Table
 
 from undertow import recipe as recipes
+from undertow.analysis import outcome
 from undertow.recipe import Recipe, RecipeError, Section, translate
 from undertow.recipe_sections import folder_name
 
@@ -35,6 +36,8 @@ LIMITS = {
     "steps": "max_steps",
     "tokens_per_parameter": "tokens_per_parameter",
 }
+SECONDS = "seconds"  # a budget that no recipe has
+MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # what configurations call it
 SECTIONS = ("backbone", "data", "network", "training", "evaluation")  # merged key by key; the others are replaced
 
 
@@ -45,14 +48,16 @@ class Budget(Section):
     tokens: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
     tokens_per_parameter: Annotated[float, Field(gt=0)] | None = None
-    match: Literal["flops", "tokens", "steps", "tokens_per_parameter"] = "flops"
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    match: Literal["flops", "tokens", "steps", "tokens_per_parameter", "seconds"] = "flops"
 
     @property
     def given(self) -> tuple[str, float]:
         """The unit and the amount. Raises RecipeError unless there is exactly one."""
-        found = [(unit, getattr(self, unit)) for unit in LIMITS if getattr(self, unit) is not None]
+        units = (*LIMITS, SECONDS)
+        found = [(unit, getattr(self, unit)) for unit in units if getattr(self, unit) is not None]
         if len(found) != 1:
-            raise RecipeError(f"budget: needs exactly one of {', '.join(LIMITS)}, has {len(found)}")
+            raise RecipeError(f"budget: needs exactly one of {', '.join(units)}, has {len(found)}")
         return found[0]
 
 
@@ -75,38 +80,49 @@ class Comparison:
         """Whether these are models of text; else of puzzles."""
         return self.budget is not None
 
-    def shared(self, data) -> dict[str, float]:
+    def shared(self, data, device: str = "auto") -> dict[str, float]:
         """The limit of every model, given the data they share: `limit` of the first one."""
         first = next(iter(self.recipes.values()))
         if not isinstance(first, Recipe):
             return {}
         from undertow.training import budget
+        from undertow.training.pace import seconds_per_step
         from undertow.training.run import build_model
 
+        assert self.budget is not None
+        timed = SECONDS in (self.budget.given[0], self.budget.match)
+        pace = seconds_per_step(first, data, device) if timed else None
         model = build_model(first, data.tokenizer)
-        return self.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model))
+        return self.limit(budget.flops_per_row(model, first.data.seq_len), budget.scaling_parameters(model), pace)
 
-    def limit(self, row_flops: float, parameters: int | None = None) -> dict[str, float]:
-        """The limit of every model, as a value of `training`.
+    def limit(self, row_flops: float, parameters: int | None = None, pace: float | None = None) -> dict[str, float]:
+        """The limit of every model, as a value of `training`, or its `seconds`.
 
         Args:
             row_flops: training FLOPs of one row of the first model.
             parameters: its `training.budget.scaling_parameters`, where tokens per parameter are given or matched.
+            pace: seconds of one of its steps, where seconds are given or matched.
         """
         from undertow.training.budget import steps_for
 
         first = next(iter(self.recipes.values()))
         assert isinstance(first, Recipe) and self.budget is not None, "of puzzles there is none"
         unit, amount = self.budget.given
+        limits = LIMITS | {SECONDS: SECONDS}
         if unit == self.budget.match:
-            return {LIMITS[unit]: amount}
+            return {limits[unit]: amount}
+        if unit == SECONDS:
+            assert pace is not None
+            unit, amount = "steps", max(1, round(amount / pace))
         rows, seq_len = first.training.batch_size * first.training.accumulation, first.data.seq_len
         steps = steps_for(first.training.model_copy(update={LIMITS[unit]: amount}), row_flops, seq_len, 1, parameters)
         tokens = float(steps * rows * seq_len)
         amounts = {"steps": steps, "tokens": tokens, "flops": steps * rows * row_flops}
         if parameters is not None:
             amounts["tokens_per_parameter"] = tokens / parameters
-        return {LIMITS[self.budget.match]: amounts[self.budget.match]}
+        if pace is not None:
+            amounts[SECONDS] = steps * pace
+        return {limits[self.budget.match]: amounts[self.budget.match]}
 
 
 def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Comparison:
@@ -166,7 +182,7 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             raise RecipeError(f"{prefix}models[{number}]: must be a mapping with a name")
         model = dict(given)
-        other = model.pop("flops_of", None)
+        other, wide = model.pop("flops_of", None), model.pop("parameters_of", None)
         if other is not None and kind is not Recipe:
             raise RecipeError(f"{prefix}models[{number}].flops_of: {other!r}: not of puzzles; steps are equal")
         if other is not None and other not in made:
@@ -176,6 +192,8 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
         if model["name"] in made:
             raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
         recipe = kind.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
+        if wide is not None:
+            recipe = _widened(recipe, made.get(wide), f"{prefix}models[{number}].parameters_of: {wide!r}", made)
         for limit in LIMITS.values() if isinstance(recipe, Recipe) else ():
             if getattr(recipe.training, limit) is not None:
                 raise RecipeError(f"{prefix}training.{limit}: in a comparison the budget decides; leave it out")
@@ -184,6 +202,32 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
                 raise RecipeError(f"{prefix}models[{number}].{key}: all models of a comparison have the same {key}")
         made[model["name"]] = recipe
     return Comparison(name, made, budget, tuple(seeds), flops_of)
+
+
+def _widened(recipe, other, where: str, made: Mapping) -> Recipe:
+    """The recipe with MLPs as wide as gives it the parameters of `other`: they are linear in that width."""
+    from undertow.training.budget import on_meta
+
+    if not isinstance(other, Recipe):
+        raise RecipeError(f"{where}: must be a model of text before it: {list(made)}")
+    if recipe.backbone.pretrained is not None:
+        raise RecipeError(f"{where}: {recipe.name} has pretrained weights, whose MLPs have their width")
+    config = on_meta(recipe).config.get_text_config()
+    key = next((key for key in MLP_WIDTHS if hasattr(config, key)), None)
+    if key is None:
+        raise RecipeError(f"{where}: backbone.family {config.model_type} does not say how wide its MLPs are")
+
+    def at(width: int) -> Recipe:
+        return Recipe.parse(_merge(recipe.to_dict(), {"backbone": {key: width}}), where)
+
+    def parameters(one: Recipe) -> int:
+        return sum(p.numel() for p in on_meta(one).parameters())
+
+    one, two = parameters(at(1)), parameters(at(2))
+    width = round((parameters(other) - one) / (two - one)) + 1
+    if width < 1:
+        raise RecipeError(f"{where}: has fewer parameters than {recipe.name} without MLPs")
+    return at(width)
 
 
 def _budget(values: Mapping, prefix: str) -> Budget:
@@ -219,7 +263,7 @@ def run(
     first = next(iter(plan.recipes.values()))
     data = first.runner.open_data(first)
     save(plan, folder / "comparison.yaml")
-    limit = plan.shared(data)
+    limit = plan.shared(data, device)
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
     folders: dict[str, list[Path]] = {name: [] for name in plan.recipes}
     for seed in plan.seeds:
@@ -228,8 +272,10 @@ def run(
             place = folder / label
             try:
                 own = limit if name not in plan.flops_of else _like(results[plan.flops_of[name]][-1])
-                one = recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
                 there = resume and (place / "recipe.yaml").exists()
+                if SECONDS in own and isinstance(recipe, Recipe):
+                    own = _bought(own[SECONDS], recipe, place if there else None, data, device)
+                one = recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
                 runs.folder_for(one, place, resume=there)
                 callbacks = [] if watch is None else [watch.callback(label)]
                 result = recipe.runner.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
@@ -240,8 +286,17 @@ def run(
             results[name].append(result)
             folders[name].append(place)
             runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
-    write(plan, folder, results, folders)
+    outcome.write(plan.name, folder, results, folders)
     return results
+
+
+def _bought(seconds: float, recipe: Recipe, place: Path | None, data, device: str) -> dict[str, float]:
+    """The steps that so many seconds buy: those of the run that is resumed, else by the model's pace here and now."""
+    from undertow.training.pace import seconds_per_step
+
+    if place is not None:
+        return {"max_steps": recipes.load(place / "recipe.yaml").training.max_steps or 1}
+    return {"max_steps": max(1, round(seconds / seconds_per_step(recipe, data, device)))}
 
 
 def save(plan: Comparison, path: Path) -> None:
@@ -262,119 +317,6 @@ def _like(result: Mapping) -> dict[str, float]:
     if "failed" in result:
         raise FloatingPointError(f"flops_of: {result['name']} has no training FLOPs to match: {result['failed']}")
     return {"max_flops": result["training_flops"]}
-
-
-def write(plan: Comparison, folder: Path, results: Mapping, folders: Mapping[str, Sequence[Path]]) -> None:
-    """Write `table.md` and, of models of text, `curves.json`, `curves.png` and `samples.md`."""
-    columns = columns_of(results.values())
-    head = ["model", *(title.replace("\n", " ") for title, _ in columns)]
-    rows = ([name, *(cell(found) for _, cell in columns)] for name, found in results.items())
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    if not isinstance(next(iter(plan.recipes.values())), Recipe):
-        return
-    from undertow.analysis import plots
-    from undertow.training.callbacks import read_metrics
-
-    points = {
-        name: [
-            [
-                {"flops": line["flops"], "tokens": line["tokens"], "bits_per_byte": line["eval_bits_per_byte"]}
-                for line in read_metrics(place / "metrics.jsonl")
-                if "eval_bits_per_byte" in line
-            ]
-            for place in places
-        ]
-        for name, places in folders.items()
-    }
-    (folder / "curves.json").write_text(json.dumps({"seeds": list(plan.seeds), "models": points}, indent=1))
-    plots.curves(points, folder / "curves.png", title=plan.name)
-    text = [f"# Samples: {plan.name}\n"]
-    samples = {name: found[0].get("samples", []) for name, found in results.items()}
-    for number, first in enumerate(next((s for s in samples.values() if s), [])):
-        text.append(f"\nPrompt {number + 1}:\n{_fenced(first['prompt'])}")
-        text += [f"\n{name}:\n{_fenced(made[number]['text'])}" for name, made in samples.items() if made]
-    (folder / "samples.md").write_text("".join(text))
-
-
-Cell = Callable[[Sequence[dict]], str]
-
-
-def table(
-    results: Mapping[str, Sequence[dict]], columns: Sequence[tuple[str, Cell]] | None = None, first: str = "model"
-) -> Table:
-    """What was measured, a model a row; several seeds as mean ± standard deviation.
-
-    Args:
-        columns: titles, and what is written of the results of one row; None: `columns_of` the results.
-        first: title of the names.
-    """
-    columns = columns_of(results.values()) if columns is None else columns
-    made = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    made.add_column(first, overflow="fold")
-    for title, _ in columns:
-        made.add_column(title, justify="right")
-    for name, found in results.items():
-        made.add_row(name, *(cell(found) for _, cell in columns))
-    return made
-
-
-def number(key: str, write: Callable[[float], str]) -> Cell:
-    """A cell: the mean of one number over the seeds (± its deviation, if they differ)."""
-
-    def cell(found: Sequence[dict]) -> str:
-        values = [result[key] for result in found if result.get(key) is not None]
-        if not values:
-            return "diverged" if any("failed" in result for result in found) else "-"
-        spread = f" ± {write(statistics.stdev(values))}" if len(set(values)) > 1 else ""
-        return write(statistics.mean(values)) + spread
-
-    return cell
-
-
-def _short(number: float) -> str:
-    """4,210,000 as "4.21M"."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
-
-
-COLUMNS: tuple[tuple[str, Cell], ...] = (
-    ("params", number("parameters", _short)),
-    ("evals/\ntoken", number("layer_evaluations", "{:.4g}".format)),
-    ("train\nFLOPs", number("training_flops", "{:.2e}".format)),
-    ("train\ntokens", number("tokens", _short)),
-    ("bits/byte\ntrained", number("bits_training", "{:.4f}".format)),
-    ("bits/byte\ndecoded", number("bits_true", "{:.4f}".format)),
-    ("tokens/s\ntrain", number("training_tokens_per_second", "{:,.0f}".format)),
-    ("tokens/s\ngenerate", number("generation_tokens_per_second", "{:,.0f}".format)),
-)
-
-
-PUZZLES: tuple[tuple[str, Cell], ...] = (
-    COLUMNS[0],
-    ("steps", number("steps", "{:,.0f}".format)),
-    ("train\nFLOPs", number("training_flops", "{:.2e}".format)),
-    ("exact\naccuracy", number("exact_accuracy", "{:.1%}".format)),
-    ("cell\naccuracy", number("accuracy", "{:.1%}".format)),
-    ("seconds", number("seconds", "{:,.0f}".format)),
-    ("puzzles/s\ntrain", number("puzzles_per_second", "{:,.0f}".format)),
-)
-SOLVED = ("problems\nsolved", number("solved", "{:.3f}".format))  # of a task's test split
-
-
-def columns_of(results: Iterable[Sequence[dict]], columns: Sequence[tuple[str, Cell]] = COLUMNS) -> list:
-    """The columns, and `SOLVED` where any of the results is a task's; `PUZZLES` where one is a run's on puzzles."""
-    results = list(results)
-    if any("exact_accuracy" in result for found in results for result in found):
-        return list(PUZZLES)
-    solved = any("solved" in result for found in results for result in found)
-    return [*columns, SOLVED] if solved else list(columns)
-
-
-def _fenced(text: str) -> str:
-    return f"\n~~~~text\n{text}\n~~~~\n"
 
 
 def _merge(shared: Mapping, own: Mapping) -> dict:

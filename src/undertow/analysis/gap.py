@@ -21,6 +21,8 @@ from undertow.analysis.lens import sweeps
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Converge, Cyclic, Schedule, Sequential, Sweep
 
+__all__ = ["measured"]
+
 # Two ways of computing the same logits, largest difference over largest logit. Measured in float32: rounding 1e-6, the
 # faults of the tests 3e-4 (through a gate that is open by 0.7 %) to 1; 1e-4 lies between. Measured in bfloat16: 2e-2.
 # In float64 1e-9, but Hugging Face's RMSNorm and rotary embedding work in float32 inside: 1e-5 where they are used.
@@ -36,7 +38,11 @@ SWEEPS = 6  # at most so many passes are told, the first and the last of them
 
 
 def measured(model: UndertowForCausalLM, text: dict[str, Tensor]) -> list[Check]:
-    """`gap`, `position`, `sweep`, `contraction`, `schedule`, `gradient` and `exact` of a model with a memory."""
+    """`gap`, `position`, `sweep`, `contraction`, `schedule`, `gradient` and `exact` of a model with a memory.
+
+    Args:
+        text: the arguments of a forward and `labels`, each `_BT`; pads are where `attention_mask` is 0.
+    """
     labels = text["labels"]
     forward = {name: value for name, value in text.items() if name != "labels"}
     real = forward["attention_mask"].bool() if "attention_mask" in forward else torch.ones_like(labels).bool()

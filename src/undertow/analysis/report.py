@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from undertow.analysis import compare, paired
+from undertow.analysis import paired
 from undertow.analysis.charts import chart, curves
+from undertow.analysis.columns import columns_of
 from undertow.recipe import Recipe
 from undertow.recipe import load as load_recipe
 from undertow.training.callbacks import read_metrics
@@ -260,13 +261,13 @@ def _comparison(folder: Path) -> dict[str, Any]:
     results: dict[str, list[dict]] = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     done = {name: [one for one in found if "failed" not in one] for name, found in results.items()}
     done = {name: found for name, found in done.items() if found}
-    columns = compare.columns_of(results.values())
+    columns = columns_of(results.values())
     rows = [
         {"name": name, "cells": [cell(found) for _, cell in columns], "link": _link(folder, found)}
         for name, found in results.items()
     ]
     charts: dict[str, dict] = {}
-    plans = [(name, *_opened(folder / found[0]["name"])) for name, found in done.items() if _has_recipe(folder, found)]
+    plans = [(name, *_opened(place_of(folder, found[0]))) for name, found in done.items() if _has_recipe(folder, found)]
     pareto = _pareto(done, {name: (model, recipe) for name, recipe, model in plans if model is not None}, charts)
     drawn = [{"name": name, "svg": _plan(recipe)} for name, recipe, _ in plans if recipe is not None]
     lines = _json(folder / "curves.json")
@@ -285,6 +286,9 @@ def _comparison(folder: Path) -> dict[str, Any]:
     first = next(iter(done.values()), [{}])[0]
     failed = [one for found in results.values() for one in found if "failed" in one]
     file = folder / "comparison.yaml"
+    gathered = [one["folder"] for found in results.values() for one in found if "folder" in one]
+    again = ["undertow compare", shlex.quote(str(file))] if file.exists() else []
+    again = ["undertow compare", *(shlex.quote(str(folder / one)) for one in gathered)] if gathered else again
     values = {
         "title": folder.resolve().name,
         "subtitle": f"{folder} · {len(results)} models, {max(map(len, results.values()), default=0)} seed(s)",
@@ -299,19 +303,25 @@ def _comparison(folder: Path) -> dict[str, Any]:
         "environment": first.get("environment"),
         "recipe": file.read_text(encoding="utf-8") if file.exists() else None,
         "file": file.name,
-        "command": f"undertow compare {shlex.quote(str(file))}" if file.exists() else None,
+        "command": " ".join(again) or None,
     }
     return values | {"data": {"charts": charts, "text": None}}
 
 
+def place_of(folder: Path, one: Mapping) -> Path:
+    """The folder of a run of a comparison: what its result says, else (of those trained for it) its name."""
+    return folder / one.get("folder", one.get("name", ""))
+
+
 def _has_recipe(folder: Path, found: Sequence[Mapping]) -> bool:
-    return (folder / found[0]["name"] / "recipe.yaml").exists()
+    return (place_of(folder, found[0]) / "recipe.yaml").exists()
 
 
 def _link(folder: Path, found: Sequence[Mapping]) -> str | None:
     """The report of a model's first run, where it is."""
-    there = [one["name"] for one in found if "name" in one and (folder / one["name"] / "report.html").exists()]
-    return f"{quote(there[0])}/report.html" if there else None
+    pages = [place_of(folder, one) / "report.html" for one in found]
+    there = [os.path.relpath(page, folder) for page in pages if page.exists()]
+    return quote(there[0]) if there else None
 
 
 def _samples(done: Mapping[str, Sequence[Mapping]]) -> list[dict]:

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from undertow.analysis import compare
+from undertow.analysis.columns import COLUMNS as MODELS
+from undertow.analysis.columns import columns_of, number
+from undertow.analysis.columns import table as table_of
 from undertow.training.launch import write_text
 
 if TYPE_CHECKING:
     from undertow.training.sweep import Plan
 
 COST = (  # what is known before training
-    *compare.COLUMNS[:4],
-    ("steps", compare.number("steps", "{:,.0f}".format)),
-    ("tokens/\nparam", compare.number("tokens_per_parameter", "{:.4g}".format)),
-    ("multi-\nplier", compare.number("token_compute_multiplier", "{:.3g}".format)),
-    ("effective\ncompute", compare.number("effective_compute", "{:.4g}".format)),
+    *MODELS[:4],
+    ("steps", number("steps", "{:,.0f}".format)),
+    ("tokens/\nparam", number("tokens_per_parameter", "{:.4g}".format)),
+    ("multi-\nplier", number("token_compute_multiplier", "{:.3g}".format)),
+    ("effective\ncompute", number("effective_compute", "{:.4g}".format)),
 )
-COLUMNS = (*COST, *compare.COLUMNS[4:])
+COLUMNS = (*COST, *MODELS[4:])
 _FILES = (
     "params",
     "evals/\ntoken",
@@ -94,12 +96,12 @@ def table(found: Sequence[Mapping], short: bool = False) -> Table:
         if row["state"] == "finished":
             groups.setdefault(row["group"], []).append(row["result"])
     columns = [column for column in COLUMNS if not (short and column[0] in _FILES)]
-    return compare.table(groups, compare.columns_of(groups.values(), columns), "run")
+    return table_of(groups, columns_of(groups.values(), columns), "run")
 
 
 def costs(runs: Mapping[str, Sequence[dict]]) -> Table:
     """What runs will cost, by name (`training.sweep.costs`)."""
-    return compare.table(runs, COST, "run")
+    return table_of(runs, COST, "run")
 
 
 def failures(found: Sequence[Mapping]) -> list[str]:

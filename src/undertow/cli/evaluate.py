@@ -64,7 +64,7 @@ def evaluate(
 
     Of a run on puzzles: accuracy against supervision steps, and with early exit.
     """
-    from undertow.analysis.compare import table
+    from undertow.analysis.columns import table
     from undertow.evaluation.accuracy import table as accuracy_table
     from undertow.training import run
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(folder: Path, overrides: Sequence[str], device: str) -> None:
     """Print accuracy, its growth over the supervision steps, and what early exit makes of it."""
-    from undertow.analysis.compare import table
+    from undertow.analysis.columns import table
     from undertow.trm import run
 
     found = run.evaluate(folder, overrides, device)

@@ -19,7 +19,7 @@ def train(
     """Train one model and measure it; everything lies in one folder under runs/."""
     from undertow import recipe
     from undertow.analysis import report
-    from undertow.analysis.compare import table
+    from undertow.analysis.columns import table
     from undertow.training import run
     from undertow.training.progress import progress
 
