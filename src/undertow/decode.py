@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
 
 from undertow.cache import UndertowCache
-from undertow.stepper import Stepper
+from undertow.stepper import Stepper, compiling
 
 __all__ = ["decode", "lean", "why_not"]
 
@@ -102,17 +101,12 @@ def decode(
     )
     logits_BV = first.logits[:, -1]
     del first
-    with torch.inference_mode(), _compiling() if compiled else nullcontext():
+    with torch.inference_mode(), compiling(compiled):
         while not chooser.take(logits_BV):
             logits_BV = stepper(chooser.newest_B1)
     if streamer is not None:
         streamer.end()
     return chooser.result(stepper.release())
-
-
-def _compiling():
-    """One compiled layer serves all: the number a layer has does not matter to it, nor how long the text is."""
-    return torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True)
 
 
 def _next_position(input_ids: Tensor, cache: UndertowCache, model_kwargs: Mapping) -> Tensor:

@@ -7,6 +7,7 @@ and writes, where its keys and values go, its mask. The executor is the definiti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from undertow.scan import normed
 if TYPE_CHECKING:
     from undertow.model import UndertowForCausalLM
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "compiling"]
 
 LEAST_ROOM = 256  # tokens that room is made for at once: a long limit that an end token cuts short costs no memory
 TABLE = 64  # positions whose rotary tables are made at once
@@ -238,6 +239,11 @@ class _Port:
     def __call__(self, x: Tensor, a: Tensor) -> Tensor:
         assert self.visit.token is not None, "the layer runs"
         return self.visit.mixed(self.edges, x, a, self.visit.token)
+
+
+def compiling(on: bool) -> AbstractContextManager:
+    """Around steps of compiled layers: what is compiled for one layer serves all, whatever number a layer has."""
+    return torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True) if on else nullcontext()
 
 
 @cache
