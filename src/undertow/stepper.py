@@ -38,7 +38,9 @@ class _Token:
     memories_B1D: list[Tensor]
     marked_B1: Tensor | None = None  # where delay-1 targets mix (None: everywhere)
     carried: dict[tuple, Tensor] = field(default_factory=dict)
-    gates: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of the layer that runs: made once for k and v
+    gates: dict[nn.Module, dict[str, Tensor]] = field(
+        default_factory=dict
+    )  # of the layer that runs: made once for k and v
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -147,12 +149,23 @@ def _rotary_ahead(view) -> Callable | None:
     return None if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope" else rotary
 
 
+class _Mix:
+    """One edge into a visit, its names looked up. `memory`: which one it brings (None: the source's output now)."""
+
+    def __init__(self, edge: Edge, stepper: Stepper):
+        self.mixer: Any = stepper.modules[edge.mixer]
+        self.gated = isinstance(self.mixer, HeadGate)
+        self.project = None if edge.project is None else stepper.modules[edge.project]
+        self.memory = stepper.program.memories.index(edge.memory) if edge.delay else None
+        self.source = output_of(edge.source)
+
+
 class _Visit:
     """One step of the program at one position, everything that does not change from token to token worked out."""
 
     def __init__(self, step: Step, stepper: Stepper):
         view, modules = stepper.view, stepper.modules
-        self.step, self.stepper, self.modules = step, stepper, modules
+        self.step, self.stepper = step, stepper
         self.reads, self.writes, self.inject = step.reads, step.writes, step.inject
         self.input, self.output = self._around("input"), self._around("output")
         self.layer: nn.Module | None = None
@@ -171,10 +184,10 @@ class _Visit:
         if isinstance(step.block, int):
             self.keywords[view.family.cache] = self.place
 
-    def _around(self, port: str) -> tuple[Edge, ...]:
+    def _around(self, port: str) -> tuple[_Mix, ...]:
         """The edges that mix into what the block is called with or returns, not inside it."""
         inside = isinstance(self.step.block, int) and self.stepper.view.tap(port) is not None
-        return () if inside else tuple(self.step.edges.get(port, ()))
+        return () if inside else tuple(_Mix(edge, self.stepper) for edge in self.step.edges.get(port, ()))
 
     def __call__(self, token: _Token, context: Mapping[str, Any]) -> None:
         state, stepper = token.state, self.stepper
@@ -201,32 +214,31 @@ class _Visit:
         for register in self.writes:
             state[register] = y
 
-    def mixed(self, edges: tuple[Edge, ...], x: Tensor, a: Tensor, token: _Token) -> Tensor:
-        """What the edges carry mixed into `x`; `a`: what a mixer reads beside it."""
-        for edge in edges:
-            mixer, m = self.modules[edge.mixer], self.carried(edge, token)
-            if isinstance(mixer, HeadGate):
-                if edge.mixer not in token.gates:
-                    token.gates[edge.mixer] = mixer.gates(x, m, a)
-                y = mixer(x, m, a, token.gates[edge.mixer])
+    def mixed(self, mixes: tuple[_Mix, ...], x: Tensor, a: Tensor, token: _Token) -> Tensor:
+        """What edges carry mixed into `x`; `a`: what a mixer reads beside it."""
+        for mix in mixes:
+            m = self.carried(mix, token)
+            if mix.gated:
+                if mix.mixer not in token.gates:
+                    token.gates[mix.mixer] = mix.mixer.gates(x, m, a)
+                y = mix.mixer(x, m, a, token.gates[mix.mixer])
             else:
-                y = mixer(x, m, a)
-            if edge.delay == 1 and token.marked_B1 is not None:
+                y = mix.mixer(x, m, a)
+            if mix.memory is not None and token.marked_B1 is not None:
                 y = torch.where(token.marked_B1[..., None], y, x)
             x = y
         return x
 
-    def carried(self, edge: Edge, token: _Token) -> Tensor:
+    def carried(self, mix: _Mix, token: _Token) -> Tensor:
         """What an edge brings: the source's output now (delay 0), or the memory, projected once a token (delay 1)."""
-        if edge.delay == 0:
-            m = token.state[output_of(edge.source)]
-            return m if edge.project is None else self.modules[edge.project](m)
-        n = self.stepper.program.memories.index(edge.memory)
-        if edge.project is None:
-            return token.memories_B1D[n]
-        key = (n, edge.project)
+        if mix.memory is None:
+            m = token.state[mix.source]
+            return m if mix.project is None else mix.project(m)
+        if mix.project is None:
+            return token.memories_B1D[mix.memory]
+        key = (mix.memory, mix.project)
         if key not in token.carried:
-            token.carried[key] = self.modules[edge.project](token.memories_B1D[n])
+            token.carried[key] = mix.project(token.memories_B1D[mix.memory])
         return token.carried[key]
 
 
@@ -234,11 +246,11 @@ class _Port:
     """What a tapped projection of one visit adds."""
 
     def __init__(self, visit: _Visit, edges: tuple[Edge, ...]):
-        self.visit, self.edges = visit, tuple(edges)
+        self.visit, self.mixes = visit, tuple(_Mix(edge, visit.stepper) for edge in edges)
 
     def __call__(self, x: Tensor, a: Tensor) -> Tensor:
         assert self.visit.token is not None, "the layer runs"
-        return self.visit.mixed(self.edges, x, a, self.visit.token)
+        return self.visit.mixed(self.mixes, x, a, self.visit.token)
 
 
 def compiling(on: bool) -> AbstractContextManager:

@@ -149,6 +149,21 @@ def reading(model: UndertowForCausalLM, x: Tensor, compiled: bool) -> Call:
     return run
 
 
+def writing(model: UndertowForCausalLM, x: Tensor, new: int) -> Call:
+    """Greedy, `new` tokens after a prompt that is read beforehand: decoding alone, the same loop for every model."""
+    with torch.no_grad():
+        out = model.eval()(x, use_cache=True, logits_to_keep=1)
+    cache, first_B1 = out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+    def run() -> None:
+        step, token_B1 = Stepper(model, cache, torch.full_like(first_B1, x.shape[1]), most=new), first_B1
+        with torch.inference_mode():  # the cache stays as it is: only `release` would hand it the new tokens
+            for _ in range(new):
+                token_B1 = step(token_B1).argmax(-1, keepdim=True)
+
+    return run
+
+
 def greedy(model: Any, x: Tensor, new: int, compiled: bool = False) -> Call:
     """`generate`, greedy, exactly `new` tokens: our loop in our models, Hugging Face's in theirs."""
     model.eval()
@@ -166,9 +181,9 @@ def lrt_decode(size: Size, compiled: bool) -> Work:
 
 
 def t2mlr_decode(size: Size) -> Work:
-    """Generation with the memory against the plain backbone's, the same loop."""
+    """Tokens with the memory against tokens of the plain backbone, the same loop."""
     model, x = models.recurrent(models.llama(size), time=PUBLISHED), models.ids(size)
-    return Work(greedy(model, x, size.new), greedy(models.recurrent(models.llama(size)), x, size.new))
+    return Work(writing(model, x, size.new), writing(models.recurrent(models.llama(size)), x, size.new))
 
 
 def reuse_decode(size: Size, counts: tuple[int, ...]) -> Work:
