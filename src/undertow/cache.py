@@ -182,6 +182,8 @@ class Place:
 
     def __init__(self, room: Room, slot: str, window: int | None, shares: bool):
         self.room, self.slot, self.window, self.shares = room, slot, window, shares
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
         self.keys, self.values = room.buffers.get(slot, (None, None))
         self.mask: Tensor | None = None
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import EosTokenCriteria, GenerationMixin, MaxLengthCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
@@ -175,9 +176,7 @@ class _Chooser:
         tokens, config = self.tokens[:, : self.length].contiguous(), self.config
         if not config.return_dict_in_generate:
             return tokens
-        return GenerateDecoderOnlyOutput(
-            sequences=tokens,
-            scores=tuple(x.clone() for x in self.scores) if config.output_scores else None,
-            logits=tuple(x.clone() for x in self.logits) if config.output_logits else None,
-            past_key_values=cache,
-        )
+        scores = tuple(x.clone() for x in self.scores) if config.output_scores else None
+        logits = tuple(x.clone() for x in self.logits) if config.output_logits else None
+        more: dict = {"scores": scores, "logits": logits, "past_key_values": cache}  # typed too narrowly over there
+        return GenerateDecoderOnlyOutput(sequences=cast(LongTensor, tokens), **more)

@@ -83,9 +83,8 @@ class HeadGate(nn.Module):
         both = 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
         return dict(zip("xm", both.chunk(2, -1), strict=True))
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor, gates: dict[str, Tensor] | None = None) -> Tensor:
-        """`gates`: those of the layer, if they are made already."""
-        g, heads = self.gates(x, m, a) if gates is None else gates, (self.kv_heads, -1)
+    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
+        g, heads = self.gates(x, m, a), (self.kv_heads, -1)
         mixed = g["x"][..., None] * x.unflatten(-1, heads) + g["m"][..., None] * m.unflatten(-1, heads)
         return opened(x, mixed.flatten(-2), self.scale)
 
