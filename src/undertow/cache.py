@@ -8,6 +8,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from undertow.store import KV, Written
 
+__all__ = ["Place", "Room", "Slot", "UndertowCache"]
+
 
 class Slot(DynamicLayer):
     """Keys and values of one slot, `k_BGTE`. Sliding-window layers keep all of them and mask: cropping stays exact."""
@@ -90,3 +92,113 @@ class UndertowCache(Cache):
         super().crop(tokens_to_remove)
         self.length -= abs(tokens_to_remove)
         self.documents_BT = None if self.documents_BT is None else self.documents_BT[:, : self.length]
+
+
+class Room:
+    """A cache's keys and values with room at their end, so that a new token's are written and nothing is copied.
+
+    From `__init__` to `release` the cache itself is out of date. All new tokens are real and go on with their row's
+    newest document.
+
+    Args:
+        cache: of at least one token.
+        most: new tokens at most; `least`: how many there is room for at once (it doubles when that is used up).
+        additive: masks as numbers to add to scores, not as booleans.
+    """
+
+    def __init__(self, cache: UndertowCache, most: int, least: int, additive: bool):
+        self.cache, self.longest, self.length = cache, cache.length + most, cache.length
+        self.buffers = {slot: kv for slot, kv in cache.past().items()}
+        self.places: list[Place] = []
+        self.newest_B1: Tensor | None = None
+        self.allowed_B11K: Tensor | None = None
+        self.capacity = cache.length
+        documents = cache.documents_BT
+        if documents is not None:
+            self.newest_B1 = documents.amax(1, keepdim=True).clamp(min=1)
+            allowed = documents == self.newest_B1
+            if additive:
+                dtype = cache.layers[0].keys.dtype
+                allowed = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+                    ~allowed, -torch.inf
+                )
+            self.allowed_B11K = allowed[:, None, None]
+        self._grow(max(least, cache.length))
+
+    def _grow(self, more: int):
+        self.capacity = min(self.capacity + more, self.longest)
+        with torch.inference_mode(False), torch.no_grad():  # what outlives the loop must not be made in that mode
+            for slot, (k, v) in self.buffers.items():
+                self.buffers[slot] = self._roomy(k, 2), self._roomy(v, 2)
+            if self.allowed_B11K is not None:
+                fill = 1 if self.allowed_B11K.dtype == torch.bool else 0
+                self.allowed_B11K = self._roomy(self.allowed_B11K, 3)
+                self.allowed_B11K[..., self.length :] = fill
+        for place in self.places:
+            place.keys, place.values = self.buffers.get(place.slot, (None, None))
+
+    def _roomy(self, x: Tensor, dim: int) -> Tensor:
+        shape = list(x.shape)
+        shape[dim] = self.capacity
+        new = x.new_empty(shape)
+        new.narrow(dim, 0, self.length).copy_(x.narrow(dim, 0, self.length))
+        return new
+
+    def place(self, slot: str, window: int | None, shares: bool) -> Place:
+        """What a visit gets in place of its cache."""
+        self.places.append(Place(self, slot, window, shares))
+        return self.places[-1]
+
+    def advance(self):
+        """Make way for one more token."""
+        if self.length == self.capacity:
+            assert self.length < self.longest, "no more tokens than were announced"
+            self._grow(self.capacity)
+        self.length += 1
+        if self.allowed_B11K is not None:
+            masks: dict[int, Tensor] = {}
+            for place in self.places:
+                first = place.first
+                if first not in masks:
+                    masks[first] = self.allowed_B11K.narrow(3, first, self.length - first)
+                place.mask = masks[first]
+
+    def release(self):
+        """Hand everything to the cache."""
+        cache, new = self.cache, self.length - self.cache.length
+        for slot, layer in zip(cache.slots, cache.layers, strict=True):
+            layer.set(*(x.narrow(2, 0, self.length) for x in self.buffers[slot]))
+        if cache.documents_BT is not None and self.newest_B1 is not None:
+            cache.documents_BT = torch.cat([cache.documents_BT, self.newest_B1.expand(-1, new)], 1)
+        cache.length = self.length
+
+
+class Place:
+    """What one visit gets in place of its cache while tokens come one by one (`store.View` is for whole sequences).
+
+    `shares`: only read the slot, and discard the visit's own keys and values. A slot that nothing keeps (`""`) shows
+    the visit its own token alone. Keys before a `window` are cut off, not masked.
+    """
+
+    def __init__(self, room: Room, slot: str, window: int | None, shares: bool):
+        self.room, self.slot, self.window, self.shares = room, slot, window, shares
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.keys, self.values = room.buffers.get(slot, (None, None))
+        self.mask: Tensor | None = None
+
+    @property
+    def first(self) -> int:
+        """The first key that the newest token sees."""
+        return 0 if self.window is None else max(0, self.room.length - self.window)
+
+    def update(self, k_BG1E: Tensor, v_BG1E: Tensor, *args, **kwargs) -> KV:
+        """Write the newest token's keys and values; return all that it may see."""
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            return k_BG1E, v_BG1E
+        end, first = self.room.length, self.first
+        if not self.shares:
+            keys.narrow(2, end - 1, 1).copy_(k_BG1E)
+            values.narrow(2, end - 1, 1).copy_(v_BG1E)
+        return keys.narrow(2, first, end - first), values.narrow(2, first, end - first)

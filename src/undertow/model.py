@@ -290,6 +290,12 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
 
+    def _sample(self, *args, **kwargs):
+        """Greedy search and sampling: our own loop where it can (`undertow.decode.why_not`), else Hugging Face's."""
+        from undertow.decode import decode
+
+        return decode(self, *args, **kwargs)
+
     def prepare_inputs_for_generation(self, input_ids, memory_mask=None, prefix_mask=None, **kwargs):
         """As Hugging Face; `memory_mask` covers the prompt and is extended with ones, `prefix_mask` with zeros."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)

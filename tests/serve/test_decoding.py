@@ -5,7 +5,9 @@ import torch
 from served import byte_tokenizer, tiny
 
 import undertow as ut
-from models import CONFIGS, build, gap
+from models import CONFIGS, LAYERS, build, gap
+from undertow import stepper
+from undertow.evaluation.samples import sample
 from undertow.serve.decode import Sampling, choose, join, keep, prefill, step
 from undertow.serve.text import Text
 
@@ -172,3 +174,13 @@ def test_a_batch_of_float32_says_what_its_rows_say_alone():
     ids = torch.tensor([prompts[1]])
     theirs = model.generate(ids, max_new_tokens=13, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert greedy(prompts)[1] == theirs[0, ids.shape[1] :].tolist()
+
+
+def test_text_is_written_compiled_on_request(monkeypatch):
+    """What compiles is replaced: only whether it is asked for is of interest."""
+    model, tokenizer, calls, pieces = build("gpt2", vocab_size=300), byte_tokenizer(), [], []
+    monkeypatch.setattr(stepper, "_compiled", lambda: lambda *given: calls.append(1) or stepper._call(*given))
+    plain = sample(model, tokenizer, "abc", 6, seed=2)
+    assert not calls
+    assert sample(model, tokenizer, "abc", 6, seed=2, write=pieces.append, compiled=True) == plain == "".join(pieces)
+    assert calls and len(calls) % LAYERS == 0

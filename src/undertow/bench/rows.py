@@ -135,5 +135,9 @@ ROWS = {
             "plain-decode", "plain greedy decode, speed", "1.0", 1.2, "2.4 (weight reads)", work.plain_decode,
             replace(PROMPT, layers=6), measure.speed,
         ),
+        Row(
+            "plain-decode-compiled", "plain greedy decode, compiled layers, speed", "-", 1.35, "2.4 (weight reads)",
+            partial(work.plain_decode, compiled=True), replace(PROMPT, layers=6), measure.speed, slow=True,
+        ),
     )
 }  # fmt: skip

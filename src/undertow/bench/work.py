@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from undertow.bench import models
 from undertow.bench.measure import Call
 from undertow.bench.models import Size
+from undertow.decode import lean
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Cyclic, Interleaved, Jacobi, Schedule, Sequential
+from undertow.stepper import Stepper, compiling
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,9 @@ def recursion_step(size: Size, insert: int | None) -> Work:
 # ---------------------------------------------------------------------- decoding
 
 
-def stepping(model: UndertowForCausalLM, x: Tensor, compiled: bool = False) -> Call:
-    """All tokens of a text, one a call, with a cache; the loop is the same for every model."""
+def stepping(model: UndertowForCausalLM, x: Tensor) -> Call:
+    """All tokens of a text, one `forward` each, with a cache."""
     model.eval()
-    if compiled:
-        for layer in model.view.layers:
-            layer.compile(dynamic=True)
 
     @torch.no_grad()
     def run() -> None:
@@ -135,24 +134,56 @@ def stepping(model: UndertowForCausalLM, x: Tensor, compiled: bool = False) -> C
     return run
 
 
-def greedy(model: Any, x: Tensor, new: int) -> Call:
-    """Greedy generation of exactly `new` tokens through Hugging Face's own loop."""
+def reading(model: UndertowForCausalLM, x: Tensor, compiled: bool) -> Call:
+    """All tokens of a text but the first, one a step of the decode loop, which is the same for every model."""
+    model.eval()
+
+    @torch.no_grad()
+    def run() -> None:
+        cache = model(x[:, :1], use_cache=True).past_key_values
+        step = Stepper(model, cache, torch.ones_like(x[:, :1]), most=x.shape[1] - 1, compiled=compiled)
+        with torch.inference_mode(), compiling(compiled):
+            for t in range(1, x.shape[1]):
+                step(x[:, t : t + 1])
+
+    return run
+
+
+def writing(model: UndertowForCausalLM, x: Tensor, new: int) -> Call:
+    """Greedy, `new` tokens after a prompt that is read beforehand: decoding alone, the same loop for every model."""
+    with torch.no_grad():
+        out = model.eval()(x, use_cache=True, logits_to_keep=1)
+    cache, first_B1 = out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+    def run() -> None:
+        step, token_B1 = Stepper(model, cache, torch.full_like(first_B1, x.shape[1]), most=new), first_B1
+        with torch.inference_mode():  # the cache stays as it is: only `release` would hand it the new tokens
+            for _ in range(new):
+                token_B1 = step(token_B1).argmax(-1, keepdim=True)
+
+    return run
+
+
+def greedy(model: Any, x: Tensor, new: int, compiled: bool = False) -> Call:
+    """`generate`, greedy, exactly `new` tokens: our loop in our models, Hugging Face's in theirs."""
     model.eval()
     length = dict(max_new_tokens=new, min_new_tokens=new, pad_token_id=0, eos_token_id=None)
-    return lambda: model.generate(x, attention_mask=torch.ones_like(x), do_sample=False, **length)
+    custom = partial(lean, compiled=True) if compiled else None
+    mask = torch.ones_like(x)
+    return lambda: model.generate(x, attention_mask=mask, do_sample=False, custom_generate=custom, **length)
 
 
 def lrt_decode(size: Size, compiled: bool) -> Work:
     """A token with the memory against one without, shared maps, the same loop."""
     x = models.ids(size)
     model, baseline = models.recurrent(models.nanochat(size), time=RECURRENT), models.recurrent(models.nanochat(size))
-    return Work(stepping(model, x, compiled), stepping(baseline, x, compiled))
+    return Work(reading(model, x, compiled), reading(baseline, x, compiled))
 
 
 def t2mlr_decode(size: Size) -> Work:
-    """Generation with the memory against the plain backbone's."""
+    """Tokens with the memory against tokens of the plain backbone, the same loop."""
     model, x = models.recurrent(models.llama(size), time=PUBLISHED), models.ids(size)
-    return Work(greedy(model, x, size.new), greedy(models.plain(models.llama(size)), x, size.new))
+    return Work(writing(model, x, size.new), writing(models.recurrent(models.llama(size)), x, size.new))
 
 
 def reuse_decode(size: Size, counts: tuple[int, ...]) -> Work:
@@ -162,10 +193,10 @@ def reuse_decode(size: Size, counts: tuple[int, ...]) -> Work:
     return Work(greedy(model, x, size.new), greedy(models.plain(models.llama(deep)), x, size.new))
 
 
-def plain_decode(size: Size) -> Work:
+def plain_decode(size: Size, compiled: bool = False) -> Work:
     """Generation without any recurrence: ours on a backbone, Hugging Face's on the same tensors."""
     model, x = models.recurrent(models.llama(size)), models.ids(size)
-    return Work(greedy(model, x, size.new), greedy(model.backbone, x, size.new))
+    return Work(greedy(model, x, size.new, compiled), greedy(model.backbone, x, size.new))
 
 
 # ---------------------------------------------------------------------- exact scoring

@@ -25,6 +25,9 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many likeliest tokens; 0: all.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: Device = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers first: worth it for long texts.")
+    ] = False,
     sure: Annotated[float | None, typer.Option(help="Of puzzles: stop where the halt head is so sure, 0 to 1.")] = None,
     puzzle: Annotated[str | None, typer.Option(help="Of ARC: the puzzle's name.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Of puzzles: every step, as a .gif or a .png.")] = None,
@@ -42,7 +45,7 @@ def generate(
         only(context, "a run on puzzles", "folder", "prompt", "device", "sure", "puzzle", "picture")
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
-    only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device")
+    only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device", "compiled")
     if prompt is None and not sys.stdin.isatty():
         raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
@@ -51,10 +54,12 @@ def generate(
 
     loaded = run.load(folder, device)
     if prompt is None:
+        if compiled:
+            raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
     out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-    samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write)
+    samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
     out.print()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import TextStreamer
+
+from undertow.decode import lean
 
 
 class _Pieces(TextStreamer):
@@ -29,6 +32,7 @@ def sample(
     top_k: int = 50,
     seed: int = 0,
     write: Callable[[str], None] | None = None,
+    compiled: bool = False,
 ) -> str:
     """Go on from `prompt`; returns the new text alone.
 
@@ -38,6 +42,7 @@ def sample(
         top_k: sample among this many likeliest tokens; 0: all.
         seed: of the sampling; the global generator is left as it was.
         write: called with each piece of text as it is finished.
+        compiled: run the layers through `torch.compile`: a minute or so before the first token, less for each.
 
     Raises:
         ValueError: the prompt has no token, or `new_tokens` is below 1.
@@ -50,14 +55,15 @@ def sample(
     choice = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    ids = ids.long().to(model.device)
+    ids, streamer = ids.long().to(model.device), None if write is None else _Pieces(tokenizer, write)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
-            streamer=None if write is None else _Pieces(tokenizer, write),
+            streamer=streamer,
+            custom_generate=partial(lean, streamer=streamer, compiled=True) if compiled else None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             **choice,

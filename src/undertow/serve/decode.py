@@ -16,6 +16,7 @@ from torch import Tensor
 
 from undertow.cache import UndertowCache
 from undertow.serve.text import Text
+from undertow.stepper import Stepper
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def write(model, tokenizer, prompt: Sequence[int], how: Sampling, most: int, end
     """The text after one prompt, piece by piece: at most `most` tokens, or up to one of the tokens `ends`."""
     text, generator = Text(tokenizer), how.generator()
     logits, cache = prefill(model, [prompt])
+    stepper = Stepper(model, cache, torch.tensor([[len(prompt)]], device=model.device), most)
     for n in range(1, most + 1):
         token = choose(logits[0], how, generator)
         if token in ends:
@@ -117,7 +119,8 @@ def write(model, tokenizer, prompt: Sequence[int], how: Sampling, most: int, end
         if piece := text.add(token):
             yield piece
         if n < most:
-            logits = step(model, [token], cache)
+            with torch.inference_mode():
+                logits = stepper(torch.tensor([[token]], device=model.device))
     if piece := text.end():
         yield piece
 
