@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -335,6 +337,8 @@ def wrap(
 ) -> UndertowForCausalLM:
     """Make a (pretrained) causal LM recurrent, on its own tensors: at step 0 its logits are what they were.
 
+    Of a quantised model whose layers run several times a token a warning says that rounding errors add up.
+
     Args:
         model: a Hugging Face causal LM of a supported family.
         depth, time: the methods; either may be None.
@@ -352,6 +356,13 @@ def wrap(
     for module in layers:  # the layers' own switch would drop keys and values: ours takes over
         module.gradient_checkpointing = False  # type: ignore[assignment]  # Hugging Face's own flag
     ours = UndertowForCausalLM(config, backbone=model)
+    visits = Counter(step.block for step in ours.program.steps)
+    if getattr(model, "is_quantized", False) and max(visits.values()) > 1:  # a flag only Hugging Face's quantisers set
+        warnings.warn(
+            f"the backbone is quantised and block {visits.most_common(1)[0][0]!r} runs "
+            f"{max(visits.values())} times a token: what rounding loses is lost at every visit",
+            stacklevel=2,
+        )
     parameter = next(model.parameters())
     ours.undertow.to(device=parameter.device, dtype=parameter.dtype)
     ours.generation_config = model.generation_config

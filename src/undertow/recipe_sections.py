@@ -205,7 +205,7 @@ class Lora(Section):
     """Low-rank adapters on the backbone (LoRA): see `undertow.training.adapters`. Merged into the saved model."""
 
     rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0  # the adapters' output is times alpha / rank
+    alpha: Positive = 16  # the adapters' output is times alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"  # names of projections, as peft's
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 import undertow as ut
 from models import gap, randomise
+from undertow.analysis import compare
 from undertow.backbone.pretrained import load_backbone, source_of
 from undertow.data.corpus import Document
 from undertow.data.tokenizer import load_tokenizer, train_tokenizer
@@ -218,6 +219,15 @@ def test_mistakes_of_adapters_are_one_line(values):
         run.build_model(Recipe.parse(values | {"training": training}))
     with pytest.raises(RecipeError, match="training.lora: says what is trained, and so does train_only"):
         Recipe.parse(values | {"training": training | {"train_only": "x"}})
+
+
+def test_the_recipe_compares_at_equal_cost():
+    file = Path(__file__).parents[2] / "recipes" / "retrofit" / "retrofit.yaml"
+    plan = compare.load([file], ["budget.steps=3"])
+    assert plan.budget.given == ("steps", 3) and plan.budget.match == "flops" and not plan.flops_of
+    ways = {name: (r.training.lora is not None, r.training.train_only) for name, r in plan.recipes.items()}
+    assert set(ways.values()) == {(False, None), (True, None), (False, "^undertow")}
+    assert next(iter(ways)) == "plain" and len(ways) == 8
 
 
 # ---------------------------------------------------------------------- the real weights

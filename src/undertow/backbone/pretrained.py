@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from undertow.backbone.known import KNOWN
 
@@ -68,10 +69,10 @@ def load_backbone(name: str | Path, revision: str | None = None, **keywords):
     from undertow.backbone.families import family_of
 
     source = source_of(name)
-    keywords = {"dtype": torch.float32, "use_safetensors": True} | keywords
+    chosen: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **keywords, **source}
     try:
         family_of(AutoConfig.from_pretrained(**source, revision=revision).model_type)  # before gigabytes are read
-        model = AutoModelForCausalLM.from_pretrained(**source, revision=revision, **keywords)
+        model: Any = AutoModelForCausalLM.from_pretrained(revision=revision, **chosen)
     except (OSError, ImportError, SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         what = "neither a model's folder, a GGUF file nor a hub id that can be loaded"

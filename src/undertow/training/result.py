@@ -120,7 +120,9 @@ def _bits_of_text(recipe: Recipe, model, tokenizer) -> float:
     """Bits per byte of the recipe's `evaluation.text` under true decoding, in rows as long as those of training."""
     settings = recipe.evaluation
     documents = load_documents(settings.text or ())
-    rows = pack_documents(documents, tokenizer, recipe.data.seq_len, recipe.data.cache_dir).head(settings.text_rows)
+    rows: Any = pack_documents(documents, tokenizer, recipe.data.seq_len, recipe.data.cache_dir).head(
+        settings.text_rows
+    )
     found = bits.bits_per_byte(model, rows, token_bytes(tokenizer), Converge(), settings.batch_size, settings.precision)
     return found.bits_per_byte
 
