@@ -23,8 +23,9 @@ from undertow.training.progress import progress
 from undertow.training.result import Loaded, measure
 
 FILE = Path(__file__).with_name("retrofit.yaml")
+FETCHED = "runs/smollm2"
 COLUMNS = (
-    ("trained", compare.number("trained_parameters", compare._short)),
+    ("trained", compare.number("trained_parameters", "{:,.0f}".format)),
     ("steps", compare.number("steps", "{:,.0f}".format)),
     ("training FLOPs", compare.number("training_flops", "{:.2e}".format)),
     ("problems solved", compare.number("solved", "{:.3f}".format)),
@@ -51,7 +52,8 @@ def main() -> None:
     asked = given.parse_args()
     quiet()
     plan = compare.load([FILE], asked.overrides)
-    fetch(Path(plan.recipes["plain"].backbone.pretrained))
+    if plan.recipes["plain"].backbone.pretrained == FETCHED:  # else what --set backbone.pretrained names
+        fetch(Path(FETCHED))
     folder = run.pick_folder("retrofit", asked.out, asked.resume)
     results = {"as it comes": [untrained(plan, folder)]}
     with progress(out) as bars:

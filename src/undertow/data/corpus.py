@@ -28,7 +28,7 @@ VALIDATION_SHARE = 0.05
 
 # Tests repeat each other; what an installation adds differs from machine to machine; pydoc_data is read as plain text.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__", "pydoc_data"}
-_ALLOWED = f"{STDLIB!r}, {TOPICS!r}, text files, folders, globs"
+_ALLOWED = f"{STDLIB!r}, text files, folders, globs, {TOPICS!r}"
 
 
 @dataclass(frozen=True)
