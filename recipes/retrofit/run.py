@@ -1,6 +1,6 @@
 """A pretrained model made recurrent, from nothing to one table:
 
-    python recipes/retrofit/run.py [--out runs/retrofit] [--set budget.steps=40] [--resume]
+    python recipes/retrofit/run.py [--out runs/retrofit] [--set budget.steps=32] [--resume]
 
 Fetches SmolLM2-135M-Instruct (`fetch.py`), measures it as it comes, runs `retrofit.yaml`, and writes
 `retrofit.md`: of every row the trained parameters, steps and training FLOPs, the share of the test problems solved (by

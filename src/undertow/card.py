@@ -24,8 +24,8 @@ LOAD = """\
 ```python
 {ours}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({name!r})
-tokenizer = AutoTokenizer.from_pretrained({name!r})
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 """
 
@@ -35,7 +35,7 @@ def card(model, name: str, recipe: Recipe | None = None, result: Mapping[str, An
 
     Args:
         model: an `UndertowForCausalLM`, or a plain causal LM (which loads without us).
-        name: what the model is called; `from_pretrained` is shown with it.
+        name: what the model is called.
         recipe: what it was trained by; None says nothing about training.
         result: of the run (`result.json`): what it cost and what was measured.
     """
@@ -51,7 +51,7 @@ def card(model, name: str, recipe: Recipe | None = None, result: Mapping[str, An
     lines[-1] += f" ({config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} tokens)."
     if ours:
         lines += ["", *_recurrence(model)]
-    lines += ["", "## Loading", "", LOAD.format(name=name, ours="import undertow\n\n" if ours else "")]
+    lines += ["", "## Loading", "", LOAD.format(ours="import undertow\n\n" if ours else "")]
     if recipe is not None:
         lines += ["## Training", "", *_training(recipe, result, None if pretrained is None else Path(pretrained))]
     scores = [f"| {words} | {result[key]:.4f} |" for key, words in SCORES.items() if result.get(key) is not None]
