@@ -19,7 +19,15 @@ class UndertowConfig(PreTrainedConfig):
 
     model_type = "undertow"
     sub_configs = {"backbone": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values", "sweep_losses", "memory", "residual", "passes", "rounds"]
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "sweep_losses",
+        "memory",
+        "residual",
+        "passes",
+        "rounds",
+        "last_hidden_state",
+    ]
 
     backbone: dict | PreTrainedConfig | None = None
     depth: dict | None = None

@@ -1,10 +1,12 @@
 """Published checkpoints -> ours, strictly: each of our tensors is filled by one of theirs, each of theirs has a place.
 
 Otherwise nothing is written. No pickled code is ever run. What is called what is data, in `undertow.published`.
+`unroll` is the way out: a model that is recurrent over depth alone, as a plain and deeper model of its family.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -19,7 +21,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from undertow.backbone import family_of
 from undertow.methods.base import Method
@@ -213,3 +215,73 @@ def import_checkpoint(folder: Path, out: Path, method: str | None = None, names:
     for path in (found for pattern in TOKENIZER for found in folder.glob(pattern)):
         shutil.copy(path, out)
     return Imported(base["model_type"], published.time, len(theirs), published.training)
+
+
+@torch.no_grad()
+def unroll(model: UndertowForCausalLM) -> PreTrainedModel:
+    """A plain model of the backbone's family that computes the same: one layer for each visit, weights repeated.
+
+    It is as deep as the plan is long, and its file as large; any tool that knows the family loads it.
+
+    Raises:
+        ValueError: a state is carried over time, or the plan is more than a sequence of layers.
+    """
+    config, family, steps = copy.deepcopy(model.config.get_text_config()), model.view.family, model.program.steps
+    why = _not_plain(model)
+    if why is not None:
+        raise ValueError(f"export: {why}; only a plan of the backbone's own layers, each with its own keys and values")
+    blocks = [step.block for step in steps if isinstance(step.block, int)]
+    kinds = getattr(config, "layer_types", None)  # not every family says it layer by layer
+    if kinds is not None:
+        config.layer_types = [kinds[block] for block in blocks]
+    config.num_hidden_layers = len(blocks)
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    prefix = f"{family.base}.{family.layers}."
+    held = {name: x for name, x in model.backbone.state_dict().items() if not name.startswith(prefix)}
+    for i, block in enumerate(blocks):
+        own = model.view.layers[block].state_dict()
+        held |= {f"{prefix}{i}.{name}": x for name, x in own.items()}
+    plain.load_state_dict(held)
+    plain.generation_config = model.generation_config
+    return plain.eval()
+
+
+def _not_plain(model: UndertowForCausalLM) -> str | None:
+    """What keeps a model from being a plain one of its family; None: nothing."""
+    config, steps = model.config.get_text_config(), model.program.steps
+    if model.program.memories:
+        return f"{model.config.time['method']} carries a state over time"
+    if model.view.family.ours:
+        return f"{config.model_type} is a family of our own"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):  # a field of one family's config
+        return "scale_attn_by_inverse_layer_idx makes a layer depend on its number"
+    if len(model.undertow):
+        return f"the model has parts that its family has not ({', '.join(model.undertow)})"
+    for step in steps:
+        if not isinstance(step.block, int) or step.reads != ("h",) or step.writes != ("h",) or step.shares:
+            return f"visit {step.index} (block {step.block!r}) is not a layer on the stream"
+    return None
+
+
+def export(folder: Path, out: Path) -> PreTrainedModel:
+    """Write a trained model, unrolled, with its tokenizer and a model card.
+
+    Args:
+        folder: a run, or what `save_pretrained` wrote.
+        out: a new or empty folder.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: `out` is not empty, or the model cannot be unrolled.
+    """
+    from undertow import card
+    from undertow.training import run
+
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; --out must name a new folder")
+    loaded = run.load(folder, "cpu")
+    plain = unroll(loaded.model)
+    plain.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    card.write(out, plain, out.resolve().name, loaded.recipe)
+    return plain

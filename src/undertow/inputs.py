@@ -98,3 +98,16 @@ def _documents(attention_mask, position_ids, B: int, T: int, cache: UndertowCach
     start_BT = start_BT | (real_BT & (real_BT.cumsum(1) == 1) & (newest_B1 == 0))  # the first real token of a row
     document_BT = torch.where(real_BT, newest_B1 + start_BT.cumsum(1), 0)
     return torch.cat([known, document_BT], 1), real_BT if padded else None, ~start_BT
+
+
+def checked_labels(labels: Tensor | None, shape: torch.Size, prefix_mask: Tensor | None) -> Tensor | None:
+    """The labels, which must have the input's shape and must not ask for what a prefix already shows."""
+    if labels is None:
+        return None
+    if labels.shape != shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: must be {tuple(shape)}, that of the input")
+    if prefix_mask is not None and bool(((labels != -100) & prefix_mask.bool())[:, 1:].any()):
+        raise ValueError(
+            "labels inside the prefix: tokens read in both directions cannot be predicted; set them to -100"
+        )
+    return labels

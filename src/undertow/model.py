@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -14,10 +16,11 @@ from transformers.utils import ModelOutput
 from undertow.backbone import Backbone, family_of
 from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
+from undertow.decoder import Decoder
 from undertow.edges import Program, compile_program
 from undertow.execute import Executor, Readout, Trace
 from undertow.future import FutureHeads
-from undertow.inputs import sequence
+from undertow.inputs import checked_labels, sequence
 from undertow.methods.base import Method, Parts
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
@@ -43,6 +46,7 @@ class UndertowOutput(ModelOutput):
         passes: cost of the sweeps, in passes of the span over all positions.
         future_losses: one loss a future-token head, if the model has them and labels were given.
         rounds: `_BT`, the rounds every token took under an exit rule.
+        last_hidden_state: `_BTD`, what the LM head read, unless labels were given.
     """
 
     loss: Tensor | None = None
@@ -54,6 +58,7 @@ class UndertowOutput(ModelOutput):
     passes: float | None = None
     future_losses: Tensor | None = None
     rounds: Tensor | None = None
+    last_hidden_state: Tensor | None = None
 
 
 class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
@@ -135,6 +140,11 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module):
         """Modules initialise themselves; there is nothing to add."""
+
+    @property
+    def base_model(self):
+        """The model without its LM head, recurrence and all (not the bare backbone)."""
+        return Decoder(self)
 
     def get_input_embeddings(self):
         """The backbone's token embedding."""
@@ -223,7 +233,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             self.view, program, input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, prefix_mask, cache
         )
         T = len(seq.everywhere)
-        labels = _checked(labels, seq.x_BTD.shape[:2], prefix_mask)
+        labels = checked_labels(labels, seq.x_BTD.shape[:2], prefix_mask)
         schedule = schedule or (self.schedule if self.training else Converge())
         if T == 1 and past:
             schedule = Sequential()  # one new token: every schedule computes the same, this one at once
@@ -234,7 +244,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             memory = None if trace.memory_BTND is None else trace.memory_BTND[:, -1]
             cache.commit(trace.written, memory, documents_BK, T)
 
-        loss, sweep_losses, logits = self._outputs(trace, labels, logits_to_keep, num_items_in_batch, T)
+        loss, sweep_losses, logits, h_BTD = self._outputs(trace, labels, logits_to_keep, num_items_in_batch, T)
         ahead = None
         if labels is not None and "future" in self.undertow:
             heads = self._heads
@@ -252,14 +262,15 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             passes=trace.passes,
             future_losses=ahead,
             rounds=trace.rounds_BT,
+            last_hidden_state=h_BTD,
         )
 
     def _outputs(self, trace: Trace, labels, logits_to_keep, num_items_in_batch, T: int):
-        """`(loss, sweep_losses, merged logits)`; the head runs only on what is asked for."""
+        """`(loss, sweep_losses, merged logits, merged states)`; the head runs only on what is asked for."""
         if labels is None:
             h_BTD = _merge(trace.readouts, [r.h_BSD for r in trace.readouts])
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return None, None, self.view.head(h_BTD[:, keep])
+            return None, None, self.view.head(h_BTD[:, keep]), h_BTD
         targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100)
         N = (targets_BT != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         losses, logits = [], []
@@ -270,7 +281,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             total = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             losses.append(total * (T / len(readout.positions)) / N)
         loss = sum(r.weight * x for r, x in zip(trace.readouts, losses, strict=True))
-        return loss, torch.stack(losses), _merge(trace.readouts, logits)
+        return loss, torch.stack(losses), _merge(trace.readouts, logits), None
 
     # ------------------------------------------------------------------ generation, through Hugging Face's own loop
 
@@ -310,19 +321,6 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         return inputs
 
 
-def _checked(labels: Tensor | None, shape: torch.Size, prefix_mask: Tensor | None) -> Tensor | None:
-    """The labels, which must have the input's shape and must not ask for what a prefix already shows."""
-    if labels is None:
-        return None
-    if labels.shape != shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: must be {tuple(shape)}, that of the input")
-    if prefix_mask is not None and bool(((labels != -100) & prefix_mask.bool())[:, 1:].any()):
-        raise ValueError(
-            "labels inside the prefix: tokens read in both directions cannot be predicted; set them to -100"
-        )
-    return labels
-
-
 def _present(x: Tensor | None) -> Tensor:
     assert x is not None, "the program watches a block"
     return x
@@ -346,6 +344,8 @@ def wrap(
 ) -> UndertowForCausalLM:
     """Make a (pretrained) causal LM recurrent, on its own tensors: at step 0 its logits are what they were.
 
+    Of a quantised model whose layers run several times a token a warning says that rounding errors add up.
+
     Args:
         model: a Hugging Face causal LM of a supported family.
         depth, time: the methods; either may be None.
@@ -363,6 +363,13 @@ def wrap(
     for module in layers:  # the layers' own switch would drop keys and values: ours takes over
         module.gradient_checkpointing = False  # type: ignore[assignment]  # Hugging Face's own flag
     ours = UndertowForCausalLM(config, backbone=model)
+    visits = Counter(step.block for step in ours.program.steps)
+    if getattr(model, "is_quantized", False) and max(visits.values()) > 1:  # a flag only Hugging Face's quantisers set
+        warnings.warn(
+            f"the backbone is quantised and block {visits.most_common(1)[0][0]!r} runs "
+            f"{max(visits.values())} times a token: what rounding loses is lost at every visit",
+            stacklevel=2,
+        )
     parameter = next(model.parameters())
     ours.undertow.to(device=parameter.device, dtype=parameter.dtype)
     ours.generation_config = model.generation_config

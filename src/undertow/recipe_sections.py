@@ -201,6 +201,15 @@ class RecurrentWeight(Section):
     warmup: Fraction = 1.0
 
 
+class Lora(Section):
+    """Low-rank adapters on the backbone (LoRA): see `undertow.training.adapters`. Merged into the saved model."""
+
+    rank: Positive = 8
+    alpha: Positive = 16  # the adapters' output is times alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"  # names of projections, as peft's
+
+
 class Training(Section):
     """How it is trained. The first limit that is reached ends training.
 
@@ -226,6 +235,8 @@ class Training(Section):
     floor: Fraction = 0.0  # where cosine, linear and stable end, of the learning rate
     recurrent_weight: RecurrentWeight | None = None
     train_only: str | None = None  # regex: parameters whose names do not match are frozen
+    lora: Lora | None = None  # instead of the backbone's own weights
+    gates_first: Fraction = 0.0  # of all steps: only what is under `undertow.` is trained, then the rest, too
     clip: Annotated[float, Field(ge=0)] = 1.0
     nonfinite: Literal["stop", "skip"] = "stop"  # at a step whose loss or gradient is not finite
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -252,6 +263,8 @@ class Training(Section):
     def _phases(self):
         if self.decay == "stable" and self.warmup + self.cooldown > 1:
             raise Bad("cooldown", f"{self.cooldown}: with warmup {self.warmup} it exceeds all steps")
+        if self.lora is not None and self.train_only is not None:
+            raise Bad("lora", f"says what is trained, and so does train_only ({self.train_only!r}); leave one out")
         return self
 
 
@@ -269,7 +282,8 @@ class Evaluation(Section):
     """How it is measured. `points` evaluations of `rows` validation rows while training, all rows at the end.
 
     Where the data is a task with answers or tags, its accuracy on `records` records of `split`, too: exactly, and by
-    generation (greedy; with several `samples` pass@k for each k of `pass_at`, or for k = `samples`).
+    generation (greedy; with several `samples` pass@k for each k of `pass_at`, or for k = `samples`). Where `text`
+    names other text, also bits per byte of it under true decoding (`bits_text`): what fine-tuning forgot.
     """
 
     batch_size: Positive = 16
@@ -277,6 +291,8 @@ class Evaluation(Section):
     rows: Positive | None = 64
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     sequential: bool = False  # also decode position by position: slow, the definition itself
+    text: str | None = None  # a file, a folder, a glob, `topics` or `stdlib`
+    text_rows: Positive = 32  # rows of `data.seq_len` tokens of it, a fixed sample
     prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     new_tokens: Positive = 48
     accuracy: bool | None = None  # None: where the data is such a task

@@ -67,7 +67,7 @@ def label(schedule) -> str:
     for f in fields(schedule):
         value = getattr(schedule, f.name)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if whole or value != f.default:
+        if whole or value not in (f.default, {}):
             said.append(f"{f.name}={value!r}")
     return f"{type(schedule).__name__}({', '.join(said)})"
 

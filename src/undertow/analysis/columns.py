@@ -71,13 +71,14 @@ PUZZLES: tuple[tuple[str, Cell], ...] = (
     ("seconds", number("seconds", "{:,.0f}".format)),
     ("puzzles/s\ntrain", number("puzzles_per_second", "{:,.0f}".format)),
 )
+TEXT = ("bits/byte\nother text", number("bits_text", "{:.4f}".format))
 SOLVED = ("problems\nsolved", number("solved", "{:.3f}".format))  # of a task's test split
 
 
 def columns_of(results: Iterable[Sequence[dict]], columns: Sequence[tuple[str, Cell]] = COLUMNS) -> list:
-    """The columns, and `SOLVED` where any of the results is a task's; `PUZZLES` where one is a run's on puzzles."""
+    """The columns, `SOLVED` and `TEXT` where a result has such a number; `PUZZLES` where one is a run's on puzzles."""
     results = list(results)
     if any("exact_accuracy" in result for found in results for result in found):
         return list(PUZZLES)
-    solved = any("solved" in result for found in results for result in found)
-    return [*columns, SOLVED] if solved else list(columns)
+    held = {key for found in results for result in found for key in result}
+    return [*columns, *(column for key, column in (("solved", SOLVED), ("bits_text", TEXT)) if key in held)]

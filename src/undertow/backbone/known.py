@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -16,24 +15,8 @@ def _sizes(model_type: str, vocab_size: int, positions: int, *sizes: int) -> dic
 
 KNOWN = {  # as the hub has them
     "HuggingFaceTB/SmolLM2-135M": _sizes("llama", 49152, 8192, 576, 1536, 30, 9, 3),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _sizes("llama", 49152, 8192, 576, 1536, 30, 9, 3),
     "HuggingFaceTB/SmolLM2-360M": _sizes("llama", 49152, 8192, 960, 2560, 32, 15, 5),
     "Qwen/Qwen2.5-0.5B": _sizes("qwen2", 151936, 32768, 896, 4864, 24, 14, 2),
     "meta-llama/Llama-3.2-1B-Instruct": _sizes("llama", 128256, 131072, 2048, 8192, 16, 32, 8),
 }
-
-
-def pretrained_config(name: str, revision: str | None = None):
-    """The config of a pretrained model; its sizes by `KNOWN`, with a warning, where it cannot be had.
-
-    Raises:
-        OSError: it cannot be had, and its sizes are not known.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision)
-    except OSError:
-        if name not in KNOWN:
-            raise
-        warnings.warn(f"{name}: its config cannot be had, so its published sizes are taken", stacklevel=2)
-        return AutoConfig.for_model(**KNOWN[name])

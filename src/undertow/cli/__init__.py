@@ -8,7 +8,21 @@ from typing import Any
 
 import typer
 
-from undertow.cli import bench, check, compare, data, evaluate, generate, import_, report, serve, show, sweep, train
+from undertow.cli import (
+    bench,
+    check,
+    compare,
+    data,
+    evaluate,
+    export,
+    generate,
+    import_,
+    report,
+    serve,
+    show,
+    sweep,
+    train,
+)
 from undertow.cli.console import errors, out
 from undertow.training import signals
 
@@ -36,6 +50,7 @@ app.command("report")(report.report)
 app.command("bench")(bench.bench)
 app.command("data")(data.data)
 app.command("import")(import_.import_)
+app.command("export")(export.export)
 
 
 @app.callback(invoke_without_command=True)

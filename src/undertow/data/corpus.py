@@ -23,12 +23,12 @@ from undertow.data import cache
 
 logger = logging.getLogger(__name__)
 
-STDLIB = "stdlib"
+STDLIB, TOPICS = "stdlib", "topics"
 VALIDATION_SHARE = 0.05
 
 # Tests repeat each other; what an installation adds differs from machine to machine; pydoc_data is read as plain text.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__", "pydoc_data"}
-_ALLOWED = f"{STDLIB!r}, text files, folders, globs"
+_ALLOWED = f"{STDLIB!r}, text files, folders, globs, {TOPICS!r}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def load_corpus(source: str | Sequence[str] = STDLIB, validation: str | Sequence
     Args:
         source: `"stdlib"` (the standard library's sources and the documentation text that `help()` shows, 12 MB), a
             text file, a folder (all its text files, hidden ones left out) or a glob (`**` crosses folders); or
-            several of these. A folder that is itself called stdlib is written `./stdlib`.
+            several of these. `"topics"` is that documentation alone, 0.5 MB of prose. A folder that is itself called
+            stdlib or topics is written `./stdlib`.
         validation: what to validate on, named the same way. None: about 5 % of the source's files, chosen by the hash
             of their names (of two or more files always at least one). If given, it is kept whole and texts that
             occur in it are left out of training.
@@ -89,6 +90,11 @@ def load_corpus(source: str | Sequence[str] = STDLIB, validation: str | Sequence
     if not held:
         raise ValueError(f"source: {source!r}: a single text cannot be split by file; give more files or `validation`")
     return Corpus(tuple(train), tuple(held))
+
+
+def load_documents(source: str | Sequence[str]) -> list[Document]:
+    """The documents that are not blank, each text once, of a `source` as of `load_corpus`. Raises ValueError."""
+    return _distinct(_read_all(source, "text"), set())
 
 
 def corpus_hash(documents: Sequence[Document]) -> str:
@@ -139,7 +145,9 @@ def _read_all(source: str | Sequence[str], argument: str) -> list[Document]:
 def _read(name: str, argument: str) -> list[Document]:
     """Documents under one name of the user's, sorted by document name."""
     if name == STDLIB:
-        return sorted(_stdlib(), key=lambda document: document.name)
+        return sorted([*_stdlib(), *_topics()], key=lambda document: document.name)
+    if name == TOPICS:
+        return sorted(_topics(), key=lambda document: document.name)
     path = Path(name).expanduser()
     if path.is_file():
         text = _text(path)
@@ -192,6 +200,9 @@ def _stdlib() -> Iterator[Document]:
     # Build settings (_sysconfigdata*.py, config-*/) hold the paths of one machine.
     portable = [file for file in files if not file.relative_to(root).parts[0].startswith(("_sysconfigdata", "config-"))]
     yield from _read_files([file for file in portable if file.suffix == ".py"], root, STDLIB)
+
+
+def _topics() -> Iterator[Document]:
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # some distributions package it apart

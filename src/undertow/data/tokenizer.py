@@ -56,15 +56,17 @@ def train_tokenizer(
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """An existing tokenizer, from a folder or by its id on the Hugging Face hub.
+    """An existing tokenizer, from a folder, a GGUF file (or a folder with one) or by its id on the Hugging Face hub.
 
     Raises:
         ValueError: nothing there that can be loaded, or `check_tokenizer` refuses it. One line.
     """
     from transformers import AutoTokenizer
 
+    from undertow.backbone.pretrained import source_of
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(**source_of(name))
     except Exception as error:  # of a damaged file `tokenizers` raises just that, and transformers whatever it trips on
         reason = " ".join(str(error).split())
         raise ValueError(f"tokenizer: {str(name)!r}: neither a tokenizer's folder nor its hub id ({reason})") from error

@@ -124,7 +124,7 @@ def on_meta(recipe: Recipe):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from undertow.backbone.known import pretrained_config
+    from undertow.backbone.pretrained import pretrained_config
     from undertow.data import load_tokenizer
     from undertow.model import wrap
     from undertow.tasks import Task

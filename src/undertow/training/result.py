@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from undertow.analysis import label
+from undertow.data import pack_documents, token_bytes
+from undertow.data.corpus import load_documents
 from undertow.evaluation import accuracy, bits, future, samples, speed
 from undertow.recipe import Recipe, component
 from undertow.schedules import Converge, Sequential
@@ -106,10 +108,23 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
         for prompt in prompts
     ]
+    if settings.text is not None:
+        result["bits_text"] = _bits_of_text(loaded.recipe, model, loaded.tokenizer)
     if on_task:
         found = result["accuracy"] = accuracy.measure(model, data, settings)
         result["solved"] = found.get("generated", found["exact"])["accuracy"]
     return result
+
+
+def _bits_of_text(recipe: Recipe, model, tokenizer) -> float:
+    """Bits per byte of the recipe's `evaluation.text` under true decoding, in rows as long as those of training."""
+    settings = recipe.evaluation
+    documents = load_documents(settings.text or ())
+    rows: Any = pack_documents(documents, tokenizer, recipe.data.seq_len, recipe.data.cache_dir).head(
+        settings.text_rows
+    )
+    found = bits.bits_per_byte(model, rows, token_bytes(tokenizer), Converge(), settings.batch_size, settings.precision)
+    return found.bits_per_byte
 
 
 def training_speed(folder: Path) -> float | None:

@@ -4,7 +4,7 @@ runs/NAME-N/recipe.yaml          every value, defaults written out
             metrics.jsonl        one line a log: step, tokens, flops, loss, ...
             tensorboard/         the same, as events
             checkpoints/         Hugging Face Trainer's, safetensors, the newest few
-            model/               the trained model and its tokenizer; loads with `from_pretrained`
+            model/               the trained model, its tokenizer and a model card; loads with `from_pretrained`
             result.json          what was measured at the end; its presence says that the run is finished
 """
 
@@ -26,7 +26,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from undertow import card
 from undertow import recipe as recipes
+from undertow.backbone.pretrained import load_backbone
 from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
@@ -35,7 +37,7 @@ from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.recipe_sections import one_line
 from undertow.tasks import Task
-from undertow.training import budget, checkpoints, optimisers, signals, trackers, trainer, visits
+from undertow.training import adapters, budget, checkpoints, optimisers, signals, trackers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, environment, measure, training_speed
@@ -121,8 +123,12 @@ def same_run(there: recipes.Run, here: recipes.Run, folder: Path) -> None:
 def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
     chosen = recipe.data
+    given = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"}
+    task = chosen.source if isinstance(chosen.source, Task) else None
+    if chosen.tokenizer is None and (task is None or task.tokenizer() is None):
+        given["tokenizer"] = recipe.backbone.pretrained  # what the weights were trained with
     with parallel().main_process_first():
-        return build(**{name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"})
+        return build(**given)
 
 
 def training_rows(recipe: Recipe, rows, tokenizer):
@@ -150,9 +156,7 @@ def build_model(recipe: Recipe, tokenizer=None):
     base, parts = recipe.backbone, {"depth": recipe.depth, "time": recipe.time, "schedule": recipe.schedule}
     lm = None
     if base.pretrained is not None:
-        lm = AutoModelForCausalLM.from_pretrained(
-            base.pretrained, revision=base.revision, dtype=torch.float32, use_safetensors=True
-        )
+        lm = load_backbone(base.pretrained, base.revision)
         config = lm.config
     elif tokenizer is None:
         config = base.hf_config(vocab_size=recipe.data.vocab_size)
@@ -169,6 +173,8 @@ def build_model(recipe: Recipe, tokenizer=None):
     model = from_scratch(config, **parts) if lm is None else wrap(lm, **parts)
     if recipe.training.train_only is not None:
         freeze(model, recipe.training.train_only)
+    if recipe.training.lora is not None:
+        adapters.add_lora(model, recipe.training.lora)
     return model
 
 
@@ -250,6 +256,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         watching.append(looked)
     if settings.recurrent_weight is not None:
         watching.append(Curriculum(model, settings.recurrent_weight))
+    if settings.gates_first:
+        watching.append(adapters.NewFirst(model, settings.gates_first, processes))
     if settings.optimiser == "nanochat":
         watching.append(optimisers.NanochatMuon(settings.weight_decay))
     if recipe.evaluation.points:
@@ -280,6 +288,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
     if asked.number is not None:
         last = checkpoints.newest_complete(folder / "checkpoints")
         raise signals.Stopped(asked.number, f"step {worker.state.global_step} is saved in {last}; --resume goes on")
+    trained = sum(parameter.numel() for _, parameter in optimisers.trainable(model))
+    if settings.lora is not None:
+        adapters.merge_lora(model)
     state = parallel()
     if state.is_main_process:
         checkpoints.begin(folder / "model")
@@ -291,6 +302,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         del worker, model  # the trainer's autocast stays on its model: what is measured is what was saved
         loaded = load(folder, device)
         result = describe(loaded.model, recipe, steps, rows, row_flops)
+        result |= {"trained_parameters": trained}
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
@@ -298,6 +310,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
             logged = read_metrics(folder / "metrics.jsonl")
             result["skipped_steps"] = sum(line.get("skipped", 0) for line in logged)
         result["environment"] = environment(where)
+        card.write(folder / "model", loaded.model, recipe.name, recipe, result)
         write_json(folder / "result.json", result)
     state.wait_for_everyone()
     return json.loads((folder / "result.json").read_text())

@@ -57,7 +57,7 @@ def look(model: UndertowForCausalLM, batch: Mapping[str, Tensor]) -> dict[str, f
     with torch.enable_grad():
         watching = _Watching(program, model.view, model.undertow, model.checkpointing)
         trace = watching.run(sequence(model.view, program, **given)[0], model.schedule)
-        loss, _, _ = model._outputs(trace, labels, 0, None, x_BT.shape[1])
+        loss, *_ = model._outputs(trace, labels, 0, None, x_BT.shape[1])
         live = [(index, y) for index, y in watching.left if y.requires_grad]
         found = torch.autograd.grad(loss, [y for _, y in live], allow_unused=True) if loss.requires_grad else ()
     squares = dict.fromkeys((step.index for step in program.steps), 0.0)

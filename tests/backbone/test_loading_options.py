@@ -1,0 +1,111 @@
+"""What people do to a Hugging Face model: vocabulary, precision, devices, quantised weights, adapters of their own."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import undertow as ut
+from models import CONFIGS, V, gap, ids, randomise
+from undertow.backbone.pretrained import load_backbone
+
+METHODS = {"t2mlr": dict(time=ut.T2MLR(1, 2)), "lrt_twice": dict(depth=ut.ReuseMap([1, 2, 1, 1]), time=ut.LRT(2))}
+
+
+def tied(**methods):
+    torch.manual_seed(0)
+    config = LlamaConfig(**(CONFIGS["llama"]().to_dict() | {"tie_word_embeddings": True}))
+    return randomise(ut.from_scratch(config, **methods)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tied(**METHODS["t2mlr"]).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@torch.no_grad()
+def test_a_tied_vocabulary_grows_and_survives(tmp_path):
+    model, x = tied(time=ut.T2MLR(1, 2)), ids()
+    before = model(x).logits
+    model.resize_token_embeddings(V + 5, mean_resizing=False)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded(x).logits, model(x).logits) and gap(loaded(x).logits[..., :V], before) < 1e-6
+
+
+@torch.no_grad()
+def test_precision_is_what_is_asked_for(saved):
+    half = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    whole = AutoModelForCausalLM.from_pretrained(saved, dtype="auto").eval()
+    assert whole.dtype == torch.float32
+    assert gap(half(ids(), schedule=ut.Jacobi(0)).logits, whole(ids(), schedule=ut.Jacobi(0)).logits.bfloat16()) < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["cpu", "auto", {"": "cpu"}], ids=["name", "auto", "map"])
+def test_device_map(saved, where):
+    model = AutoModelForCausalLM.from_pretrained(saved, device_map=where).eval()
+    assert torch.equal(model(ids()).logits, AutoModelForCausalLM.from_pretrained(saved).eval()(ids()).logits)
+
+
+@torch.no_grad()
+def test_layers_may_lie_on_the_disk(saved, tmp_path):
+    """accelerate brings a layer in when it is called, and we call it as Hugging Face does."""
+    plain = AutoModelForCausalLM.from_pretrained(saved).eval()
+    places = {"backbone.model.embed_tokens": "cpu", "backbone.model.norm": "cpu", "backbone.model.rotary_emb": "cpu"}
+    places |= {f"backbone.model.layers.{i}": "disk" if i == 2 else "cpu" for i in range(4)}
+    places |= {"backbone.lm_head": "cpu", "undertow": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(saved, device_map=places, offload_folder=tmp_path / "off").eval()
+    assert model.backbone.model.layers[2].mlp.up_proj.weight.device.type == "meta"
+    assert torch.equal(model(ids()).logits, plain(ids()).logits)
+
+
+def test_quantised_weights_need_their_package(tmp_path):
+    if importlib.util.find_spec("torchao"):
+        pytest.skip("torchao is installed")
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]()).save_pretrained(tmp_path)
+    wanted = {"quant_method": "torchao", "quant_type": "int8_weight_only"}
+    with pytest.raises(ValueError, match="(?i)backbone.pretrained: .*torchao") as raised:
+        load_backbone(tmp_path, quantization_config=wanted)
+    assert "\n" not in str(raised.value)
+
+
+def test_quantised_layers_that_run_twice_are_warned_of(recwarn):
+    base = AutoModelForCausalLM.from_config(CONFIGS["llama"]())
+    base.is_quantized = True  # as Hugging Face's quantisers mark a model
+    ut.wrap(base, time=ut.T2MLR(1, 2))
+    assert not [w for w in recwarn if "quantised" in str(w.message)]
+    with pytest.warns(UserWarning, match="block 1 runs 2 times a token"):
+        ut.wrap(base, depth=ut.ReuseMap([1, 2, 1, 1]))
+
+
+@pytest.mark.parametrize("methods", METHODS.values(), ids=list(METHODS))
+def test_adapters_of_ones_own(methods, tmp_path):
+    """peft on the wrapped model, what is new trained whole: one step, saved, loaded on a new copy, the same logits."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = randomise(AutoModelForCausalLM.from_config(CONFIGS["llama"]()))
+    model = ut.wrap(copy.deepcopy(base), **methods)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], modules_to_save=list(model.undertow))
+    adapted, x = peft.get_peft_model(model, config), ids()
+    before = adapted.eval()(input_ids=x).logits.detach()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    for _ in range(2):  # in the first one gates and B are at zero, which holds the rest back
+        optimiser.zero_grad()
+        adapted.train()(input_ids=x, labels=x).loss.backward()
+        optimiser.step()
+    names = {name for name, p in adapted.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("lora_B" in name for name in names) and any("undertow" in name for name in names)
+    assert all("lora" in name or "undertow" in name for name in names)
+    with torch.no_grad():
+        after = adapted.eval()(input_ids=x).logits
+        adapted.save_pretrained(tmp_path)
+        again = peft.PeftModel.from_pretrained(ut.wrap(copy.deepcopy(base), **methods), tmp_path).eval()
+        assert gap(again(input_ids=x).logits, after) < 1e-6 < 1e-3 < gap(after, before)

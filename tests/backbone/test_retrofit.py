@@ -1,0 +1,249 @@
+"""Pretrained weights by name, made recurrent, trained in part or through adapters; tiny models, then the real one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+
+import undertow as ut
+from models import gap, randomise
+from undertow.analysis import compare
+from undertow.backbone.pretrained import load_backbone, source_of
+from undertow.data.corpus import Document
+from undertow.data.tokenizer import load_tokenizer, train_tokenizer
+from undertow.recipe import Recipe, RecipeError
+from undertow.training import adapters, optimisers, run
+
+TEXT = "c=7\nf=c\nk=f\nThe value of k is 7. A name stands for a digit, or for another name.\n"
+METHODS = {"t2mlr": "T2MLR(0, 1)", "lrt": "LRT(1)"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder as Hugging Face saves it: a tiny Llama with tied embeddings, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer([Document("0", TEXT)], 280, folder / "cache")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = LlamaConfig(
+        **sizes, num_key_value_heads=2, vocab_size=280, tie_word_embeddings=True, max_position_embeddings=128
+    )
+    randomise(AutoModelForCausalLM.from_config(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def values(base, tmp_path) -> dict:
+    task = {"task": "VariableAssignment", "depth": 0, "n_base": 2, "distractors": 0}
+    return {
+        "name": "tiny",
+        "backbone": {"pretrained": str(base)},
+        "time": "T2MLR(0, 1)",
+        "schedule": "Cyclic(4, 1)",
+        "data": {
+            "source": task | {"train": 24, "validation": 4, "test": 4},
+            "seq_len": 128,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "training": {
+            "max_steps": 4,
+            "batch_size": 2,
+            "learning_rate": 1e-2,
+            "precision": "float32",
+            "tensorboard": False,
+            "statistics": False,
+        },
+        "evaluation": {"points": 0, "rows": 2, "new_tokens": 2, "records": 2},
+    }
+
+
+def ids(seed=0):
+    return torch.randint(3, 280, (2, 17), generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("time", METHODS.values(), ids=list(METHODS))
+@torch.no_grad()
+def test_step_zero_is_the_base_to_the_bit(base, values, time):
+    """Tokenizer and weights come from the folder; one full sweep gives the base's logits, any schedule nearly."""
+    recipe = Recipe.parse(values | {"time": time, "schedule": None})
+    data = run.open_data(recipe)
+    assert data.tokenizer.get_vocab() == load_tokenizer(base).get_vocab()
+    model = run.build_model(recipe, data.tokenizer).eval()
+    lm, x = AutoModelForCausalLM.from_pretrained(base).eval(), ids()
+    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, lm(x).logits)
+    assert gap(model(x, schedule=ut.Cyclic(4, 2)).logits, lm(x).logits) < 1e-5
+
+
+def test_a_gguf_file_is_read_like_a_folder(base, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    write_gguf(gguf, lm, tmp_path / "tiny.gguf")
+    x = ids()
+    for name in (tmp_path, tmp_path / "tiny.gguf"):
+        assert source_of(name) == {"pretrained_model_name_or_path": str(tmp_path), "gguf_file": "tiny.gguf"}
+    read = load_backbone(tmp_path)
+    with torch.no_grad():
+        assert gap(read(x).logits, lm(x).logits) < 1e-6
+    read.save_pretrained(tmp_path / "plain")
+    model = ut.wrap(read, time=ut.T2MLR(0, 1))
+    model.save_pretrained(tmp_path / "ours")
+    assert "quantiz" not in (tmp_path / "ours" / "config.json").read_text()
+
+
+def write_gguf(gguf, lm, path):
+    """The weights of a Llama in the order in which llama.cpp rotates: pairs of halves side by side."""
+    config = lm.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in lm.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        for projection, count in heads.items():
+            if projection in name:
+                weight = weight.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="holds 2 GGUF files; name one of them: a.gguf, b.gguf"):
+        load_backbone(tmp_path)
+    with pytest.raises(ValueError, match="c.gguf: no such file"):
+        load_backbone(tmp_path / "c.gguf")
+    with pytest.raises(ValueError, match="backbone.pretrained: .*neither a model's folder, a GGUF file nor") as raised:
+        load_backbone(tmp_path / "nothing")
+    assert "\n" not in str(raised.value)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="'bert' is not supported"):
+        load_backbone(tmp_path / "other")
+
+
+# ---------------------------------------------------------------------- training in part
+
+
+def trained(values, folder, callbacks=()):
+    recipe = Recipe.parse(values)
+    return run.train(recipe, run.folder_for(recipe, folder), device="cpu", callbacks=callbacks)
+
+
+class Snapshots(TrainerCallback):
+    """A copy of one weight of the backbone and one of ours after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        both = (model.view.layers[0].mlp.up_proj.weight, model.undertow["memory_projection"].weight)
+        self.seen.append([weight.detach().clone() for weight in both])
+
+
+def test_gates_first_then_all(base, values, tmp_path):
+    values["training"]["gates_first"] = 0.5
+    start = AutoModelForCausalLM.from_pretrained(base).model.layers[0].mlp.up_proj.weight
+    watch = Snapshots()
+    result = trained(values, tmp_path / "run", [watch])
+    theirs, ours = zip(*watch.seen, strict=True)
+    assert torch.equal(theirs[1], start) and not torch.equal(theirs[2], start)
+    assert not torch.equal(ours[1], ours[0])
+    assert result["trained_parameters"] == result["parameters"]
+
+
+def test_gates_first_needs_both(values, tmp_path):
+    first = {"gates_first": 0.5}
+    with pytest.raises(ValueError, match="training.gates_first: 0.5: there is nothing under 'undertow'"):
+        trained(values | {"time": None, "schedule": None, "training": values["training"] | first}, tmp_path / "a")
+    frozen = values["training"] | first | {"train_only": "^undertow"}
+    with pytest.raises(ValueError, match="training.gates_first: 0.5: nothing is trained but under 'undertow'"):
+        trained(values | {"training": frozen}, tmp_path / "b")
+
+
+@pytest.mark.parametrize("time", METHODS.values(), ids=list(METHODS))
+@torch.no_grad()
+def test_adapters_merge_into_what_they_computed(values, time):
+    """Taps at keys and values act on projection and adapter together, before and after merging."""
+    pytest.importorskip("peft")
+    values["training"]["lora"] = {"rank": 2, "dropout": 0.0}
+    model = run.build_model(Recipe.parse(values | {"time": time, "schedule": None})).double().eval()
+    x = ids()
+    start = model(x).logits
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name or name.startswith("undertow."))
+    noise = torch.Generator().manual_seed(1)
+    for _, parameter in optimisers.trainable(model):
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise, dtype=torch.float64))
+    adapted = model(x, schedule=ut.Sequential()).logits
+    adapters.merge_lora(model)
+    assert not any("lora" in name for name, _ in model.named_modules())
+    assert gap(model(x, schedule=ut.Sequential()).logits, adapted) < 1e-5 < 1e-3 < gap(adapted, start)
+
+
+def test_a_lora_run_saves_a_plain_model(base, values, tmp_path):
+    pytest.importorskip("peft")
+    values["training"]["lora"] = {"rank": 2, "targets": ["q_proj", "v_proj"]}
+    values["evaluation"] |= {"text": "topics", "text_rows": 2}
+    result = trained(values, tmp_path / "run")
+    assert 0 < result["trained_parameters"] < result["parameters"] / 3
+    assert result["bits_text"] > 0 and "solved" in result
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    weights, before = loaded.backbone.state_dict(), AutoModelForCausalLM.from_pretrained(base).state_dict()
+    moved = {name for name, x in before.items() if not torch.equal(x, weights[name])}
+    assert moved and all("q_proj" in name or "v_proj" in name for name in moved)
+
+
+def test_mistakes_of_adapters_are_one_line(values):
+    pytest.importorskip("peft")
+    training = values["training"] | {"lora": {"targets": ["nothing"]}}
+    with pytest.raises(RecipeError, match=r"training.lora.targets: \('nothing',\)"):
+        run.build_model(Recipe.parse(values | {"training": training}))
+    with pytest.raises(RecipeError, match="training.lora: says what is trained, and so does train_only"):
+        Recipe.parse(values | {"training": training | {"train_only": "x"}})
+
+
+def test_the_recipe_compares_at_equal_cost():
+    file = Path(__file__).parents[2] / "recipes" / "retrofit" / "retrofit.yaml"
+    plan = compare.load([file], ["budget.steps=3"])
+    assert plan.budget.given == ("steps", 3) and plan.budget.match == "flops" and not plan.flops_of
+    ways = {name: (r.training.lora is not None, r.training.train_only) for name, r in plan.recipes.items()}
+    assert set(ways.values()) == {(False, None), (True, None), (False, "^undertow")}
+    assert next(iter(ways)) == "plain" and len(ways) == 8
+
+
+# ---------------------------------------------------------------------- the real weights
+
+SMOLLM = Path(os.environ.get("UNDERTOW_SMOLLM2", "runs/smollm2"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM.is_dir(), reason=f"{SMOLLM} is not there; python recipes/retrofit/fetch.py gets it")
+@pytest.mark.parametrize("time", [ut.T2MLR(4, -5), ut.LRT(source=-9)], ids=["t2mlr", "lrt"])
+@torch.no_grad()
+def test_step_zero_is_smollm2_to_the_bit(time):
+    lm, tokenizer = load_backbone(SMOLLM).eval(), load_tokenizer(SMOLLM)
+    x = tokenizer("c=7\nf=c\nk=f\nThe capital of France is", return_tensors="pt").input_ids
+    before = lm(x).logits
+    assert tokenizer.decode(before[0, -1].argmax()) == " Paris"
+    model = ut.wrap(lm, time=time).eval()
+    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, before)
+    assert gap(model(x).logits, before) < 1e-4
