@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ from undertow.inputs import sequence
 from undertow.methods.base import Method, Parts
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
-from undertow.store import take, write
+from undertow.store import overwrite, take, write
 
 if TYPE_CHECKING:
     from undertow.exits import Exit
@@ -35,7 +36,8 @@ class UndertowOutput(ModelOutput):
 
     Attributes:
         loss: `sum_s w_s (T/|I_s|) CE_s / N` over the schedule's read-outs (nats a token), if labels were given.
-        logits: `_BTV`, each position from the last sweep that read it out.
+        logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
+            without gradient, which the loss has).
         past_key_values: the `UndertowCache`, keys and values of every slot and the memory.
         sweep_losses: one loss a read-out, unweighted.
         memory: what each token left behind, `_BTD` (`_BTND` with N > 1 sources), None without a delay-1 edge.
@@ -269,7 +271,11 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             total = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             losses.append(total * (T / len(readout.positions)) / N)
         loss = sum(r.weight * x for r, x in zip(trace.readouts, losses, strict=True))
-        return loss, torch.stack(losses), _merge(trace.readouts, logits)
+        if len(logits) == 1:
+            return loss, torch.stack(losses), logits[0]
+        with torch.no_grad():  # of several sweeps, logits are for reading: into the first's, no copy of all of them
+            merged = _merge(trace.readouts, [x.detach() for x in logits], overwrite)
+        return loss, torch.stack(losses), merged
 
     # ------------------------------------------------------------------ generation, through Hugging Face's own loop
 
@@ -321,11 +327,11 @@ def _present(x: Tensor | None) -> Tensor:
     return x
 
 
-def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
+def _merge(readouts: tuple[Readout, ...], parts: list[Tensor], put: Callable = write) -> Tensor:
     """One tensor over all positions, each from the last read-out that has it."""
     merged = None
     for readout, part in zip(readouts, parts, strict=True):
-        merged = write(merged, part, readout.positions, 1)
+        merged = put(merged, part, readout.positions, 1)
     assert merged is not None, "there is always a read-out"
     return merged
 
