@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 
 from fetch import fetch
-
 from undertow.analysis import compare
 from undertow.analysis.columns import number, table
 from undertow.cli.console import out, quiet

@@ -65,7 +65,7 @@ def live_pass(
     everywhere, grad, k = seq.everywhere, torch.is_grad_enabled(), schedule.adjoint
     r = shifted(memory, seq, everywhere).detach()
     solved = dict(written)
-    frame = Frame(everywhere, r.requires_grad_() if grad else r, mixed_where(seq, everywhere, True))
+    frame = Frame(everywhere, r.requires_grad_() if grad else r, mixed_where(seq, everywhere))
     rows = executor.steps(executor.program.span, state, frame, seq, written)
     settles = schedule.settle and executor.program.carries  # then the carries' own chain is part of the pass
     left = settled(executor, rows, seq) if settles else executor.leave(rows, frame, seq)
@@ -161,7 +161,7 @@ class _Cyclic:
         r = take(self.r, positions).detach().requires_grad_()
         kv = [x.requires_grad_() for s in self.slots for x in (y.view_as(y) for y in self.solved[s][0])]
         written = self.solved | {s: ((kv[2 * i], kv[2 * i + 1]), None) for i, s in enumerate(self.slots)}
-        frame = Frame(positions, r, mixed_where(self.seq, positions, True))
+        frame = Frame(positions, r, mixed_where(self.seq, positions))
         rows = {name: take(x, positions) for name, x in self.state.items()}
         rows = self.executor.steps(self.executor.program.span, rows, frame, self.seq, written)
         results = [self.executor.leave(rows, frame, self.seq), *(rows[n] for n in self.executor.program.kept)]

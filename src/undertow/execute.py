@@ -22,10 +22,11 @@ from undertow.agree import largest
 from undertow.backbone.adapter import Backbone, Context, tapped
 from undertow.edges import Edge, Program, output_of
 from undertow.masks import Masks
+from undertow.mixers import HeadGate, Mixer
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed, settled
 from undertow.schedules import Jacobi, Schedule, Sweep
-from undertow.store import KV, Filled, View, Written, take, write
+from undertow.store import KV, Filled, View, Written, overwrite, take, write
 
 MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
 
@@ -42,6 +43,7 @@ class Sequence:
     real_BT: Tensor | None = None  # False at pads, which leave zero memory (None: no pads)
     inside_BT: Tensor | None = None  # False where a document starts, which reads zero memory (None: none starts here)
     memory_mask_BT: Tensor | None = None  # False where delay-1 targets stay unmixed (None: nowhere)
+    begins: bool = False  # no token came before this call, so that `entry_BND` is known to be zero
 
     @property
     def everywhere(self) -> range:
@@ -50,13 +52,18 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Frame:
-    """What one sweep sees: its positions, the memory entering them, and where that may be mixed in."""
+    """What one sweep sees: its positions, the memory entering them, and where that may be mixed in.
+
+    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all.
+    """
 
     positions: range
     memory_BSND: Tensor | None
     mask_BS: Tensor | None
     carried: dict[tuple, Tensor] = field(default_factory=dict)  # projected memories, made once per sweep
     entered: dict[int, tuple] | None = None  # step -> its input and what edges brought it, if a refresh needs them
+    mixed: bool = True
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,14 @@ class Executor:
         state |= {register: self.modules[name]().expand_as(seq.x_BTD) for register, name in program.starts}
         written: Written = {}
         state = self.steps(program.head, state, Frame(everywhere, None, None), seq, written)
+        state |= self._steady(state, seq)
 
         memory: Tensor | None = None  # this and the next two are buffers over all positions
         entered, spanned = None, dict[str, Tensor]()
         readouts, passes, residual = [], 0.0, None
         mixed, dead = True, False
         sweeps = schedule.sweeps(len(everywhere))
+        put = write if schedule.readout == "each" else overwrite  # a read-out may be a register itself
         sweep: Sweep | None = next(sweeps)
         first: Frame | None = None  # of the first sweep, whose keys and values a refresh renews
         while sweep is not None:
@@ -157,12 +166,12 @@ class Executor:
                     rows = {r: take(x, positions) for r, x in state.items()}
                     rows = self.steps(program.span, rows, frame, seq, written)
                     for register in program.kept:
-                        spanned[register] = write(spanned.get(register), rows[register], positions, 1)
+                        spanned[register] = put(spanned.get(register), rows[register], positions, 1)
                     if program.memories:
                         left = self.leave(rows, frame, seq)
                         if sweep.measure and memory is not None:
                             change = moved(left, take(memory, positions), training)
-                        memory = write(memory, left, positions, 1)
+                        memory = overwrite(memory, left, positions, 1)
                     if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
                         entered = write(entered, frame.memory_BSND, positions, 1)
                     if schedule.readout == "each":
@@ -183,7 +192,7 @@ class Executor:
                 return self.run(seq, replace(schedule, adjoint=None))  # type: ignore[call-arg]  # a field of those with one
         elif schedule.readout != "each":
             m = shifted(memory, seq, everywhere) if tail_reads and schedule.readout == "newest" else entered
-            frame = Frame(everywhere, m, mixed_where(seq, everywhere, mixed))
+            frame = Frame(everywhere, m, mixed_where(seq, everywhere), mixed=mixed)
         if schedule.readout != "each":
             readouts.append(self._read_out(state | spanned, frame, seq, written, 1.0))
         return Trace(tuple(readouts), memory, written, passes, residual)
@@ -194,7 +203,22 @@ class Executor:
         m = shifted(memory, seq, sweep.positions) if self.program.memories else None
         if m is not None and sweep.border:
             m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
-        return Frame(sweep.positions, m, mixed_where(seq, sweep.positions, sweep.mixed))
+        where, zero = mixed_where(seq, sweep.positions), memory is None and seq.begins
+        return Frame(sweep.positions, m, where, mixed=sweep.mixed, zero=zero)
+
+    def _steady(self, state: Mapping[str, Tensor], seq: Sequence) -> dict[str, Tensor]:
+        """What no sweep changes although a sweep needs it: the mixer's own share of the head's states, by register.
+
+        It is there where the span begins with a mixer around its first block, and more than one token is computed.
+        """
+        step = self.program.span[0] if self.program.span else None
+        edges = () if step is None else step.edges.get("input", ())
+        inside = step is not None and isinstance(step.block, int) and self.backbone.tap("input") is not None
+        if step is None or not edges or inside or len(seq.everywhere) == 1:
+            return {}
+        mixer = self.modules[edges[0].mixer]
+        half = mixer.x_half(_read(step, state)) if isinstance(mixer, Mixer) and edges[0].delay == 1 else None
+        return {} if half is None else {half_of(step): half}
 
     def leave(self, state: Mapping[str, Tensor], frame: Frame, seq: Sequence) -> Tensor:
         """The memories these positions leave behind, `M_BSND`."""
@@ -202,7 +226,7 @@ class Executor:
         for n, (source, norm, carry) in enumerate(self.program.memories):
             m = state[output_of(source)]
             m = normed(m) if norm else m
-            if carry:
+            if carry and frame.mixed:
                 assert frame.memory_BSND is not None, "the span's frame has the memory"
                 updated = self.modules[carry](m, frame.memory_BSND[:, :, n])
                 m = updated if frame.mask_BS is None else torch.where(frame.mask_BS[..., None], updated, m)
@@ -255,10 +279,9 @@ class Executor:
         return state
 
     def _visit(self, step: Step, state: Mapping, frame: Frame, seq: Sequence, written: Written) -> Tensor:
-        x = state[step.reads[0]]
-        for register in step.reads[1:]:
-            x = x + state[register]
-        carried = {edge: self._carried(edge, state, frame) for edges in step.edges.values() for edge in edges}
+        x, half = _read(step, state), state.get(half_of(step))
+        entering = [e for edges in step.edges.values() for e in edges if frame.mixed or e.delay == 0]
+        carried = {edge: self._carried(edge, state, frame) for edge in entering}
         injected = sum((state[r] for r in step.inject[1:]), state[step.inject[0]]) if step.inject else None
         past, (current, _) = seq.past.get(step.slot), written.get(step.slot, (None, None))
         if frame.entered is not None:
@@ -266,7 +289,7 @@ class Executor:
 
         def call(x: Tensor) -> tuple[Tensor, KV | None, KV | None]:
             view = View(past, current, frame.positions, step.shares)
-            x = self._around(step, "input", x, carried, frame)
+            x = self._around(step, "input", x, carried, frame, half)
             y = self._block(step, x, injected, view, carried, frame, seq)
             return self._around(step, "output", y, carried, frame), view.current, view.full
 
@@ -286,23 +309,41 @@ class Executor:
         if isinstance(step.block, str):
             mask = seq.masks(frame.positions, None, step.prefix)
             return self.modules[step.block](x, view, mask, *(() if injected is None else (injected,)))
-        mask = seq.masks(frame.positions, self.backbone.window(step.block))
+        window, dtype = self.backbone.window(step.block), self.backbone.adds_masks(x)
+        mask = seq.masks(frame.positions, window) if dtype is None else seq.masks.added(frame.positions, window, dtype)
+        shared: dict[str, tuple] = {}
         ports = {
-            port: partial(self._mix, step, port, carried=carried, frame=frame)
+            port: partial(self._mix, step, port, carried=carried, frame=frame, shared=shared)
             for port in step.edges
             if self.backbone.tap(port) is not None
         }
         with tapped(self.backbone.ports(step.block, ports)):
             return self.backbone.layer(step.block, x, view, mask, seq.context, frame.positions, step.repeat)
 
-    def _around(self, step: Step, port: str, x: Tensor, carried: dict, frame: Frame) -> Tensor:
+    def _around(
+        self, step: Step, port: str, x: Tensor, carried: dict, frame: Frame, half: Tensor | None = None
+    ) -> Tensor:
         """Mix into what a block is called with or returns, unless the port lies inside the block."""
         inside = isinstance(step.block, int) and self.backbone.tap(port) is not None
-        return x if inside else self._mix(step, port, x, x, carried, frame)
+        return x if inside else self._mix(step, port, x, x, carried, frame, {}, half)
 
-    def _mix(self, step: Step, port: str, x: Tensor, a: Tensor, carried: dict, frame: Frame) -> Tensor:
+    def _mix(
+        self, step: Step, port: str, x: Tensor, a: Tensor, carried: dict, frame: Frame, shared: dict,
+        half: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What edges bring to a port. `half`: see `_steady`; `shared`: this visit's gates and their input, by mixer."""
         for edge in step.edges.get(port, ()):
-            mixed = self.modules[edge.mixer](x, carried[edge], a)
+            if edge not in carried:
+                continue
+            mixer = self.modules[edge.mixer]
+            if isinstance(mixer, HeadGate):
+                if edge.mixer not in shared or shared[edge.mixer][0] is not a:
+                    shared[edge.mixer] = a, mixer.read(a)
+                mixed = mixer(x, carried[edge], a, read=shared[edge.mixer][1])
+            elif half is not None:
+                mixed, half = mixer(x, carried[edge], a, half=half), None  # x is the head's for the first edge alone
+            else:
+                mixed = mixer(x, carried[edge], a)
             if edge.delay == 1 and frame.mask_BS is not None:
                 mixed = torch.where(frame.mask_BS[..., None], mixed, x)
             x = mixed
@@ -318,7 +359,10 @@ class Executor:
         if key not in frame.carried:
             assert frame.memory_BSND is not None, "a frame whose steps read the memory has it"
             m = frame.memory_BSND[:, :, n]
-            frame.carried[key] = m if edge.project is None else self.modules[edge.project](m)
+            if edge.project is not None:
+                rows = self.modules[edge.project](m[:1, :1] if frame.zero else m)
+                m = rows.expand(*m.shape[:2], -1)
+            frame.carried[key] = m
         return frame.carried[key]
 
 
@@ -327,8 +371,16 @@ def _forget_casts():
     torch.clear_autocast_cache()
 
 
-def mixed_where(seq: Sequence, positions: range, mixed: bool) -> Tensor | None:
+def half_of(step: Step) -> str:
+    """The register that holds what the step's mixer makes of its input alone (`Mixer.x_half`), if it is there."""
+    return f"half of {step.index}"
+
+
+def _read(step: Step, state: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the registers that a step reads."""
+    return sum((state[r] for r in step.reads[1:]), state[step.reads[0]])
+
+
+def mixed_where(seq: Sequence, positions: range) -> Tensor | None:
     """Where delay-1 targets mix, `_BS` (None: everywhere)."""
-    if not mixed:
-        return torch.zeros(len(seq.x_BTD), len(positions), dtype=torch.bool, device=seq.x_BTD.device)
     return None if seq.memory_mask_BT is None else take(seq.memory_mask_BT, positions)

@@ -59,6 +59,7 @@ def sequence(
     documents_BK, real_BT, inside_BT = _documents(attention_mask, position_ids if packed else None, B, T, cache)
     x_BTD = view.embed(input_ids, inputs_embeds, position_ids)
     entry = None if cache is None else cache.memory_BND
+    begins = entry is None
     if entry is None:
         entry = x_BTD.new_zeros(B, len(program.memories), x_BTD.shape[-1])
     seq = Sequence(
@@ -70,6 +71,7 @@ def sequence(
         real_BT=real_BT,
         inside_BT=inside_BT,
         memory_mask_BT=None if memory_mask is None else memory_mask.bool(),
+        begins=begins,
     )
     return seq, documents_BK
 

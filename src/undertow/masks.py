@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Masks:
-    """Which keys the queries of a sweep may see: boolean masks, made once per set of positions and window.
+    """Which keys the queries of a sweep may see: masks, made once per set of positions and window.
 
     Args:
         T: positions of this call; `past`: cached positions before them.
@@ -18,6 +18,7 @@ class Masks:
     def __init__(self, T: int, past: int, documents: Tensor | None, device: torch.device, prefix: Tensor | None = None):
         self.T, self.past, self.documents, self.device, self.prefix = T, past, documents, device, prefix
         self._made: dict[tuple, Tensor | None] = {}
+        self._added: dict[tuple, Tensor] = {}
 
     def __call__(self, positions: range, window: int | None, prefix: bool = False) -> Tensor | None:
         """`allowed_B1SK`, or None where plain causal attention (or no restriction at all) says the same."""
@@ -31,6 +32,14 @@ class Masks:
         if key not in self._made:
             self._made[key] = self._make(positions, keys, window)
         return self._made[key]
+
+    def added(self, positions: range, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The same as a number added to the scores, 0 or -inf: what fused attention turns a boolean mask into."""
+        allowed, key = self(positions, window), (positions, window, dtype)
+        if allowed is not None and key not in self._added:
+            added = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+            self._added[key] = added.masked_fill_(~allowed, float("-inf"))
+        return None if allowed is None else self._added[key]
 
     def _same(self, positions: range, keys: int) -> Tensor:
         """`_BSK`: whether query and key lie in the same document."""

@@ -9,15 +9,16 @@ identity at the start, bit for bit, so that a pretrained model's logits do not m
 from __future__ import annotations
 
 from functools import partial
-from math import log, sqrt
+from math import sqrt
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from undertow.maps import gamma, gate, of_x, perceptron, start_gate, with_m
+
 NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 def rescaled(y: Tensor, clamp: float = 5.0, eps: float = 1e-6) -> Tensor:
@@ -78,14 +79,19 @@ class HeadGate(nn.Module):
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
+    def read(self, a: Tensor) -> Tensor:
+        """Both gates, `_BS(2G)`: what a layer's keys and values share."""
+        return 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
+
     def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
         """`x` and `m`: g_loc and g_mem, `_BSG` each."""
-        both = 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
-        return dict(zip("xm", both.chunk(2, -1), strict=True))
+        return dict(zip("xm", self.read(a).chunk(2, -1), strict=True))
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        g, heads = self.gates(x, m, a), (self.kv_heads, -1)
-        mixed = g["x"][..., None] * x.unflatten(-1, heads) + g["m"][..., None] * m.unflatten(-1, heads)
+    def forward(self, x: Tensor, m: Tensor, a: Tensor, read: Tensor | None = None) -> Tensor:
+        """`read`: the gates, where they were made before."""
+        g_x, g_m = (self.read(a) if read is None else read)[..., None].chunk(2, -2)
+        heads = (self.kv_heads, -1)
+        mixed = torch.addcmul(g_x * x.unflatten(-1, heads), g_m, m.unflatten(-1, heads))
         return opened(x, mixed.flatten(-2), self.scale)
 
 
@@ -123,18 +129,6 @@ def projection(width: int, out: int, uniform: bool = False) -> nn.Linear:
     if uniform:
         nn.init.uniform_(linear.weight, -sqrt(3 / width), sqrt(3 / width))
     return linear
-
-
-def perceptron(start: int, inner: int, end: int, layers: int, activation: str = "gelu", bias: bool = True) -> nn.Module:
-    """`layers` linear maps, `start` -> `inner` .. -> `end`, `activation` between. Raises ValueError: a bad value."""
-    if inner < 1 or layers < 1:
-        raise ValueError(f"inner width {inner}, layers={layers}: both must be at least 1")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: allowed are {sorted(ACTIVATIONS)}")
-    widths, parts = (start, *(inner,) * (layers - 1), end), list[nn.Module]()
-    for a, b in zip(widths, widths[1:], strict=False):
-        parts += [nn.Linear(a, b, bias=bias), ACTIVATIONS[activation]()]
-    return nn.Sequential(*parts[:-1]) if layers > 1 else parts[0]
 
 
 # ---------------------------------------------------------------------- T2MLR's mixers (arXiv 2607.15178)
@@ -175,9 +169,10 @@ class Mixer(nn.Module):
         x = x if self.norm_x is None else self.norm_x(x)
         return x, self.strength * (m if self.norm_m is None else self.norm_m(m))
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
+    def forward(self, x: Tensor, m: Tensor, a: Tensor, half: Tensor | None = None) -> Tensor:
+        """`half`: what `x_half` made of x."""
         streams = self.streams(x, m)
-        y = self.mix(*streams, self.weigh(*streams))
+        y = self.mix(*streams, self.weigh(*streams) if half is None else self.weigh_rest(half, *streams))
         y = self.join(x, rescaled(y) if self.post_norm else y)
         return opened(x, y.to(x.dtype), self.opening)
 
@@ -188,6 +183,14 @@ class Mixer(nn.Module):
     def weigh(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
         """The gates by name, from the streams."""
         return {}
+
+    def x_half(self, x: Tensor) -> Tensor | None:
+        """What gates of `[x^; m^]` make of x alone, which sweeps can share (None: this mixer knows no such half)."""
+        return None
+
+    def weigh_rest(self, half: Tensor, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+        """`weigh`, given x's half."""
+        raise NotImplementedError
 
     def mix(self, x: Tensor, m: Tensor, gates: dict[str, Tensor]) -> Tensor:
         """The two streams by their gates."""
@@ -227,33 +230,6 @@ class Concat(Mixer):
         return self.map(torch.cat([x, m], -1))
 
 
-def gate(width: int, layers: int, hidden: int | None, activation: str | None) -> nn.Module:
-    """The map `[x; m] -> logits`: a linear one, or (`layers` > 1) a perceptron of inner width `hidden` (None: D).
-
-    Raises ValueError: options of a perceptron with one layer.
-    """
-    if layers == 1 and (hidden is not None or activation is not None):
-        raise ValueError(f"hidden={hidden}, activation={activation!r}: a gate of layers=1 has none; use layers=2")
-    return perceptron(2 * width, width if hidden is None else hidden, width, layers, activation or "gelu")
-
-
-def start_gate(gate: nn.Module, gain: float, probability: float | None):
-    """Xavier-normal weights (gain 0: zeros); the last bias is the logit of `probability` (None: torch's own)."""
-    linears = [module for module in gate.modules() if isinstance(module, nn.Linear)]
-    for linear in linears:
-        nn.init.xavier_normal_(linear.weight, gain=gain) if gain else nn.init.zeros_(linear.weight)
-    if probability is not None:
-        p = min(max(probability, 1e-4), 1 - 1e-4)
-        nn.init.constant_(linears[-1].bias, log(p / (1 - p)))
-
-
-def gamma(width: int, rezero: bool, vector: bool) -> nn.Parameter | None:
-    """An outer factor tanh(g), g = 0 at the start: one in all, or one a channel. Raises ValueError: `vector` alone."""
-    if vector and not rezero:
-        raise ValueError("vector=True: the gammas are there with rezero=True only")
-    return nn.Parameter(torch.zeros(width if vector else 1)) if rezero else None
-
-
 class Gated(Mixer):
     """`x + N(tanh(g_m) sig(G_m [x^; m^]) m^ + tanh(g_x) sig(G_x [x^; m^]) x^)`, g = 0 at the start (as published).
 
@@ -280,11 +256,29 @@ class Gated(Mixer):
 
     def weigh(self, x, m):
         both = torch.cat([x, m], -1)
-        gates = {"m": torch.sigmoid(self.gate_m(both.detach() if self.detach_m else both))}
+        gates = {"m": self.gate_m(both.detach() if self.detach_m else both)}
         if self.gate_x is not None:
-            gates["x"] = torch.sigmoid(self.gate_x(both.detach() if self.detach_x else both))
-        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach() if self.normalize else 1
+            gates["x"] = self.gate_x(both.detach() if self.detach_x else both)
+        return self._opened(gates)
+
+    def _opened(self, logits):
+        gates = {name: torch.sigmoid(value) for name, value in logits.items()}
+        if not self.normalize:
+            return gates
+        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach()
         return {name: value / total for name, value in gates.items()}
+
+    def x_half(self, x):
+        maps = [self.gate_m] if self.gate_x is None else [self.gate_m, self.gate_x]
+        if self.detach_m or self.detach_x or any(type(gate) is not nn.Linear for gate in maps):
+            return None
+        x = x if self.norm_x is None else self.norm_x(x)
+        return torch.cat([of_x(gate, x) for gate in maps], -1)
+
+    def weigh_rest(self, half, x, m):
+        maps = {"m": self.gate_m} if self.gate_x is None else {"m": self.gate_m, "x": self.gate_x}
+        parts = half.chunk(len(maps), -1)
+        return self._opened({name: with_m(maps[name], part, m) for name, part in zip(maps, parts, strict=True)})
 
     def mix(self, x, m, gates):
         y = gates["m"] * m if self.scale_m is None else torch.tanh(self.scale_m) * gates["m"] * m

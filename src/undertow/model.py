@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from undertow.backbone import Backbone, family_of
 from undertow.cache import UndertowCache
@@ -22,43 +21,15 @@ from undertow.execute import Executor, Readout, Trace
 from undertow.future import FutureHeads
 from undertow.inputs import checked_labels, sequence
 from undertow.methods.base import Method, Parts
+from undertow.output import UndertowOutput
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
-from undertow.store import take, write
+from undertow.store import overwrite, take, write
 
 if TYPE_CHECKING:
     from undertow.exits import Exit
 
 __all__ = ["UndertowConfig", "UndertowForCausalLM", "UndertowOutput", "from_scratch", "wrap"]
-
-
-@dataclass
-class UndertowOutput(ModelOutput):
-    """What a forward returns.
-
-    Attributes:
-        loss: `sum_s w_s (T/|I_s|) CE_s / N` over the schedule's read-outs (nats a token), if labels were given.
-        logits: `_BTV`, each position from the last sweep that read it out.
-        past_key_values: the `UndertowCache`, keys and values of every slot and the memory.
-        sweep_losses: one loss a read-out, unweighted.
-        memory: what each token left behind, `_BTD` (`_BTND` with N > 1 sources), None without a delay-1 edge.
-        residual: of `Converge`, the relative change of the memory in the last round.
-        passes: cost of the sweeps, in passes of the span over all positions.
-        future_losses: one loss a future-token head, if the model has them and labels were given.
-        rounds: `_BT`, the rounds every token took under an exit rule.
-        last_hidden_state: `_BTD`, what the LM head read, unless labels were given.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: UndertowCache | None = None
-    sweep_losses: Tensor | None = None
-    memory: Tensor | None = None
-    residual: float | None = None
-    passes: float | None = None
-    future_losses: Tensor | None = None
-    rounds: Tensor | None = None
-    last_hidden_state: Tensor | None = None
 
 
 class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
@@ -281,7 +252,11 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             total = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             losses.append(total * (T / len(readout.positions)) / N)
         loss = sum(r.weight * x for r, x in zip(trace.readouts, losses, strict=True))
-        return loss, torch.stack(losses), _merge(trace.readouts, logits), None
+        if len(logits) == 1:
+            return loss, torch.stack(losses), logits[0], None
+        with torch.no_grad():  # of several sweeps, logits are for reading: into the first's, no copy of all of them
+            merged = _merge(trace.readouts, [x.detach() for x in logits], overwrite)
+        return loss, torch.stack(losses), merged, None
 
     # ------------------------------------------------------------------ generation, through Hugging Face's own loop
 
@@ -326,11 +301,11 @@ def _present(x: Tensor | None) -> Tensor:
     return x
 
 
-def _merge(readouts: tuple[Readout, ...], parts: list[Tensor]) -> Tensor:
+def _merge(readouts: tuple[Readout, ...], parts: list[Tensor], put: Callable = write) -> Tensor:
     """One tensor over all positions, each from the last read-out that has it."""
     merged = None
     for readout, part in zip(readouts, parts, strict=True):
-        merged = write(merged, part, readout.positions, 1)
+        merged = put(merged, part, readout.positions, 1)
     assert merged is not None, "there is always a read-out"
     return merged
 

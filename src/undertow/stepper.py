@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from undertow.backbone.adapter import tapped
 from undertow.cache import Place, Room, UndertowCache
 from undertow.edges import Edge, Program, output_of
-from undertow.mixers import HeadGate, opened
+from undertow.mixers import HeadGate
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed
 
@@ -38,9 +38,7 @@ class _Token:
     memories_B1D: list[Tensor]
     marked_B1: Tensor | None = None  # where delay-1 targets mix (None: everywhere)
     carried: dict[tuple, Tensor] = field(default_factory=dict)
-    gates: dict[nn.Module, tuple[Tensor, Tensor]] = field(
-        default_factory=dict
-    )  # of the layer that runs: made once for k and v
+    gates: dict[nn.Module, Tensor] = field(default_factory=dict)  # of the layer that runs: one for its keys and values
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -218,7 +216,12 @@ class _Visit:
         """What edges carry mixed into `x`; `a`: what a mixer reads beside it."""
         for mix in mixes:
             m = self.carried(mix, token)
-            y = _gated(mix.mixer, x, m, a, token.gates) if mix.gated else mix.mixer(x, m, a)
+            if mix.gated:
+                if mix.mixer not in token.gates:
+                    token.gates[mix.mixer] = mix.mixer.read(a)
+                y = mix.mixer(x, m, a, read=token.gates[mix.mixer])
+            else:
+                y = mix.mixer(x, m, a)
             if mix.memory is not None and token.marked_B1 is not None:
                 y = torch.where(token.marked_B1[..., None], y, x)
             x = y
@@ -257,17 +260,6 @@ def compiling(on: bool) -> AbstractContextManager:
 def _compiled() -> Callable:
     """One compiled function for all layers of all models."""
     return torch.compile(_call, dynamic=True)
-
-
-def _gated(mixer: HeadGate, x: Tensor, m: Tensor, a: Tensor, made: dict) -> Tensor:
-    """What the mixer returns; its gates are made once for the keys and values of a layer."""
-    if mixer not in made:
-        gates = mixer.gates(x, m, a)
-        made[mixer] = gates["x"].unsqueeze(-1), gates["m"].unsqueeze(-1)
-    local, carried = made[mixer]
-    heads = (*x.shape[:-1], mixer.kv_heads, -1)
-    mixed = torch.addcmul(local * x.reshape(heads), carried, m.reshape(heads))
-    return opened(x, mixed.reshape(x.shape), mixer.scale)
 
 
 def _call(layer: nn.Module, x_B1D: Tensor, mask: Tensor | None, keywords: dict, context: Mapping[str, Any]) -> Tensor:

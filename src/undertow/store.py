@@ -25,6 +25,14 @@ def write(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Ten
     return torch.slice_scatter(buffer, new, dim, positions.start, positions.stop, positions.step)
 
 
+def overwrite(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Tensor:
+    """As `write`, for a buffer that nobody else still reads: in place where no gradient is recorded."""
+    if buffer is None or torch.is_grad_enabled() or buffer.requires_grad or positions.stop > buffer.shape[dim]:
+        return write(buffer, new, positions, dim)
+    buffer.transpose(0, dim)[positions.start : positions.stop : positions.step] = new.transpose(0, dim)
+    return buffer
+
+
 def take(buffer: Tensor, positions: range) -> Tensor:
     """Rows `positions` of dimension 1: a view, or the buffer itself if that is all of it."""
     if len(positions) == buffer.shape[1]:
@@ -54,7 +62,7 @@ class View:
         """Put these keys and values at the visit's positions; return all that its queries may see."""
         if not self.shares:
             k, v = self.current or (None, None)
-            self.current = write(k, k_BGSE, self.positions, dim=2), write(v, v_BGSE, self.positions, dim=2)
+            self.current = overwrite(k, k_BGSE, self.positions, 2), overwrite(v, v_BGSE, self.positions, 2)
         if self.only:
             raise Filled
         assert self.current is not None, "a slot is written before it is shared"

@@ -133,3 +133,27 @@ def test_start_vectors_receive_gradient():
     model(x, labels=x).loss.backward()
     for name in ("trm_start_z", "trm_start_y"):
         assert model.undertow[name].value_D.grad.norm() > 0
+
+
+# ---------------------------------------------------------------------- what sweeps share
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"x_branch": False}, {"normalize": True}, {"pre_norm": "rmsnorm", "post_norm": True}], ids=repr
+)
+def test_gates_from_the_half_of_x_are_the_gates(options):
+    """The slow way is the mixer itself, which knows no halves."""
+    torch.manual_seed(0)
+    mixer, (x, m, _) = moved(Gated(D, **options)), inputs()
+    same_with_gradients(mixer(x, m, x, half=mixer.x_half(x)), mixer(x, m, x), [x, m, *mixer.parameters()])
+
+
+@pytest.mark.parametrize("options", [{"layers": 2}, {"detach_x": True}, {"detach_m": True}], ids=repr)
+def test_other_gates_have_no_half(options):
+    assert Gated(D, **options).x_half(torch.randn(B, S, D)) is None
+
+
+def test_gates_read_before_are_the_gates():
+    torch.manual_seed(0)
+    mixer, (x, m, a) = moved(HeadGate(D, G, False)), inputs()
+    same_with_gradients(mixer(x, m, a, read=mixer.read(a)), by_hand(mixer, x, m, a), [x, m, *mixer.parameters()])

@@ -6,6 +6,8 @@ import torch
 import undertow as ut
 from models import build, gap, gradient_gap, gradients, ids
 from undertow import reference
+from undertow.masks import Masks
+from undertow.store import overwrite, write
 
 T = 12
 
@@ -119,3 +121,31 @@ def test_refresh_with_a_cache_pads_and_checkpointing():
     first = model(x[:, :5], use_cache=True)
     rest = model(x[:, 5:], past_key_values=first.past_key_values, schedule=exact).logits
     assert gap(rest, model(x).logits[:, 5:]) < 1e-5
+
+
+# ---------------------------------------------------------------------- buffers and masks of dead sweeps
+
+
+@pytest.mark.parametrize("positions", [range(1, 7, 3), range(7), range(2, 5)])
+def test_a_buffer_is_overwritten_in_place_only_without_gradient(positions):
+    """`write`, which copies, is the slow way."""
+    new = torch.randn(2, len(positions), 3)
+    for live in (True, False):
+        buffer = torch.randn(2, 7, 3)
+        before, expected = buffer.clone(), write(buffer, new, positions, 1)
+        with torch.set_grad_enabled(live):
+            found = overwrite(buffer, new, positions, 1)
+        assert torch.equal(found, expected)
+        assert torch.equal(buffer, before if live else expected)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_masks_that_are_added_say_what_boolean_ones_do(window):
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 2]])
+    for docs in (None, documents):
+        masks = Masks(7, 0, docs, torch.device("cpu"))
+        for positions in (range(7), range(1, 7, 3), range(2, 5)):
+            allowed, added = masks(positions, window), masks.added(positions, window, torch.float64)
+            assert (allowed is None) == (added is None)
+            if allowed is not None:
+                assert torch.equal(added == 0, allowed) and torch.equal(added.isneginf(), ~allowed)

@@ -145,6 +145,14 @@ class Backbone:
         kinds = getattr(self.config, "layer_types", None)
         return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
+    def adds_masks(self, x: Tensor) -> torch.dtype | None:
+        """The type in which layers that read `x` add their mask to the scores; None where they want it boolean.
+
+        Autocast chooses the scores' type by itself, and encodings of ours that change scores read the mask first.
+        """
+        changed = getattr(self.config, "position", None) in ("alibi", "cope", "fire")
+        return None if changed or torch.is_autocast_enabled(x.device.type) else x.dtype
+
     def layer(
         self, index: int, x_BSD: Tensor, view, mask: Tensor | None, context: Context, positions: range, repeat: int
     ) -> Tensor:

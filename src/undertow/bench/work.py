@@ -33,18 +33,19 @@ def backward(model: nn.Module, x: Tensor, **arguments) -> Call:
     """Forward and backward on a batch of which every token is predicted."""
 
     def step() -> None:
-        model.zero_grad()
         model(input_ids=x, labels=x, **arguments).loss.backward()
+        model.zero_grad()  # at the end: the next call's peak counts all the gradients that it makes
 
     return step
 
 
 def update(model: nn.Module, x: Tensor) -> Call:
     """A training step: forward, backward, clipping and AdamW."""
-    optimiser, step = torch.optim.AdamW(model.train().parameters(), lr=1e-3), backward(model, x)
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
 
     def run() -> None:
-        step()
+        optimiser.zero_grad()
+        model(input_ids=x, labels=x).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 

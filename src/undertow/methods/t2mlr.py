@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from undertow import mixers
 from undertow.edges import Edge
+from undertow.maps import perceptron
 from undertow.methods.base import Method, Parts, span_of
-from undertow.mixers import Mixer, Residual, Skip, perceptron, projection
+from undertow.mixers import Mixer, Residual, Skip, projection
 from undertow.registry import check_options
 from undertow.schedules import Cyclic
 

@@ -1,0 +1,42 @@
+"""What a forward returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from undertow.cache import UndertowCache
+
+__all__ = ["UndertowOutput"]
+
+
+@dataclass
+class UndertowOutput(ModelOutput):
+    """What a forward returns.
+
+    Attributes:
+        loss: `sum_s w_s (T/|I_s|) CE_s / N` over the schedule's read-outs (nats a token), if labels were given.
+        logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
+            without gradient, which the loss has).
+        past_key_values: the `UndertowCache`, keys and values of every slot and the memory.
+        sweep_losses: one loss a read-out, unweighted.
+        memory: what each token left behind, `_BTD` (`_BTND` with N > 1 sources), None without a delay-1 edge.
+        residual: of `Converge`, the relative change of the memory in the last round.
+        passes: cost of the sweeps, in passes of the span over all positions.
+        future_losses: one loss a future-token head, if the model has them and labels were given.
+        rounds: `_BT`, the rounds every token took under an exit rule.
+        last_hidden_state: `_BTD`, what the LM head read, unless labels were given.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: UndertowCache | None = None
+    sweep_losses: Tensor | None = None
+    memory: Tensor | None = None
+    residual: float | None = None
+    passes: float | None = None
+    future_losses: Tensor | None = None
+    rounds: Tensor | None = None
+    last_hidden_state: Tensor | None = None
