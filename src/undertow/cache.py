@@ -29,6 +29,9 @@ class UndertowCache(Cache):
     Every operation generation performs on a batch (reordering beams, expanding, selecting, offloading) moves the
     memory with the keys and values. `memory_BND` is what the newest token left behind; `documents_BT` names the
     document of every cached token (0: pad) and is None while there is one document and no pad.
+
+    A cache that is to be cut (`crop`: assisted and prompt-lookup decoding) must know what every kept token left behind:
+    after `activate_past_recording` it keeps `history_BTND`, the memories from that token on.
     """
 
     layers: list[Slot]  # type: ignore[assignment]  # Hugging Face lists a union of all its layer classes
@@ -37,6 +40,8 @@ class UndertowCache(Cache):
         super().__init__(layers=[Slot() for _ in slots])
         self.slots = slots
         self.memory_BND: Tensor | None = None
+        self.history_BTND: Tensor | None = None
+        self.recording = False
         self.documents_BT: Tensor | None = None
         self.length = 0
 
@@ -49,7 +54,14 @@ class UndertowCache(Cache):
             return {}
         return {s: (layer.keys, layer.values) for s, layer in zip(self.slots, self.layers, strict=True)}
 
-    def commit(self, written: Written, memory_BND: Tensor | None, documents_BT: Tensor | None, length: int):
+    def activate_past_recording(self):
+        """Keep what every token leaves behind, from the newest one on, so that later ones can be cut off again."""
+        super().activate_past_recording()
+        if not self.recording and self.memory_BND is not None:
+            self.history_BTND = self.memory_BND[:, None]
+        self.recording = True
+
+    def commit(self, written: Written, memory_BTND: Tensor | None, documents_BT: Tensor | None, length: int):
         """Take over what a call computed for `length` more tokens."""
         past = self.past()
         for slot, layer in zip(self.slots, self.layers, strict=True):
@@ -57,11 +69,18 @@ class UndertowCache(Cache):
             if past and full is None:
                 full = torch.cat([past[slot][0], k], 2), torch.cat([past[slot][1], v], 2)
             layer.set(*(full or (k, v)))
-        self.memory_BND, self.documents_BT = memory_BND, documents_BT
+        self.documents_BT = documents_BT
         self.length += length
+        if memory_BTND is None:
+            return
+        self.memory_BND = memory_BTND[:, -1]
+        if self.recording:
+            known = [] if self.history_BTND is None else [self.history_BTND]
+            self.history_BTND = torch.cat([*known, memory_BTND], 1)
 
     def _move(self, change):
         self.memory_BND = None if self.memory_BND is None else change(self.memory_BND)
+        self.history_BTND = None if self.history_BTND is None else change(self.history_BTND)
         self.documents_BT = None if self.documents_BT is None else change(self.documents_BT)
 
     def reorder_cache(self, beam_idx: torch.LongTensor):
@@ -78,20 +97,30 @@ class UndertowCache(Cache):
 
     def reset(self):
         super().reset()
-        self.memory_BND, self.documents_BT, self.length = None, None, 0
+        self.memory_BND, self.history_BTND, self.documents_BT, self.length = None, None, None, 0
 
     def crop(self, tokens_to_remove: int):
-        """Cutting tokens off needs the memory of every kept token, which is not recorded."""
-        if tokens_to_remove == 0:
-            return
-        if self.memory_BND is not None:
-            raise ValueError(
-                f"crop({tokens_to_remove}): a cache that holds a memory cannot be cut, since earlier memories are not "
-                "recorded; assisted decoding is not supported yet"
-            )
+        """Cut off the newest `-tokens_to_remove` tokens: everything is as if they had not been.
+
+        Raises:
+            ValueError: more tokens than there are, or than memories were recorded for.
+        """
+        kept = self.length + tokens_to_remove
+        if tokens_to_remove > 0 or kept < 0:
+            raise ValueError(f"crop({tokens_to_remove}): allowed are {-self.length} to 0 (minus the tokens to cut off)")
+        if tokens_to_remove and self.memory_BND is not None:
+            known = 0 if self.history_BTND is None else self.history_BTND.shape[1]
+            left = max(0, known + tokens_to_remove)
+            if kept and not left:
+                raise ValueError(
+                    f"crop({tokens_to_remove}): the memories of {known} tokens are recorded; to cut tokens off, call "
+                    "activate_past_recording() before they are read"
+                )
+            self.history_BTND = None if self.history_BTND is None or not left else self.history_BTND[:, :left]
+            self.memory_BND = None if self.history_BTND is None else self.history_BTND[:, -1]
         super().crop(tokens_to_remove)
-        self.length -= abs(tokens_to_remove)
-        self.documents_BT = None if self.documents_BT is None else self.documents_BT[:, : self.length]
+        self.length = kept
+        self.documents_BT = None if self.documents_BT is None else self.documents_BT[:, :kept]
 
 
 class Room:

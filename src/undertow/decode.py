@@ -37,6 +37,7 @@ def why_not(model, generation_config, model_kwargs: Mapping, synced_gpus: bool =
         (mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE), f"{mode.value} is Hugging Face's"),
         (generation_config.is_assistant, "the model is an assistant"),
         (not isinstance(cache, UndertowCache) or not model_kwargs.get("use_cache", True), "use_cache=False"),
+        (getattr(cache, "recording", False), "the cache records what it may be cut back to"),
         (model_kwargs.get("exit_rule") is not None, "exit_rule: tokens leave the loop one by one"),
         (model.training, "the model is in training mode"),
         (synced_gpus, "synced_gpus=True"),

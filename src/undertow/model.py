@@ -212,8 +212,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         trace = executor.run(seq, schedule) if exit_rule is None else exit_rule.run(executor, seq)
         if use_cache:
             assert cache is not None
-            memory = None if trace.memory_BTND is None else trace.memory_BTND[:, -1]
-            cache.commit(trace.written, memory, documents_BK, T)
+            cache.commit(trace.written, trace.memory_BTND, documents_BK, T)
 
         loss, sweep_losses, logits, h_BTD = self._outputs(trace, labels, logits_to_keep, num_items_in_batch, T)
         ahead = None
@@ -268,13 +267,10 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"cache_implementation={kind!r}: the cache also holds the memory; allowed are None and 'dynamic'"
             )
-        if "assisted" in generation_mode.value:
-            raise ValueError(
-                "assisted and prompt-lookup decoding are not supported yet: rejected tokens would need the memory of "
-                "earlier ones; allowed are greedy search, sampling and beams"
-            )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()  # its tokens may be refused
 
     def _sample(self, *args, **kwargs):
         """Greedy search and sampling: our own loop where it can (`undertow.decode.why_not`), else Hugging Face's."""

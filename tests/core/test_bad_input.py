@@ -23,6 +23,11 @@ def eager():
     return ut.wrap(base, time=ut.T2MLR(1, 2))
 
 
+def filled():
+    """A cache of five tokens and their memory, of which nothing was recorded."""
+    return build(time=ut.T2MLR(1, 2))(ids(1, 5)).past_key_values
+
+
 CASES = [
     (lambda: ut.T2MLR(3, 1), ["start=3", "end=1"]),
     (lambda: llama(time=ut.T2MLR(3, -3)), ["start=3", "end=-3", "4 layers"]),
@@ -66,7 +71,9 @@ CASES = [
     (lambda: build()(ids(2, 5), past_key_values=DynamicCache()), ["DynamicCache", "UndertowCache"]),
     (lambda: build("gpt2")(ids(1, 97)), ["97", "96"]),
     (lambda: build().generate(ids(), max_new_tokens=2, cache_implementation="static"), ["'static'", "'dynamic'"]),
-    (lambda: build().generate(ids(1, 5), max_new_tokens=2, prompt_lookup_num_tokens=2), ["assisted", "greedy"]),
+    (lambda: filled().crop(1), ["crop(1)", "-5 to 0"]),
+    (lambda: filled().crop(-6), ["crop(-6)", "-5 to 0"]),
+    (lambda: filled().crop(-2), ["crop(-2)", "0 tokens are recorded", "activate_past_recording"]),
 ]
 
 

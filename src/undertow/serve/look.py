@@ -90,7 +90,7 @@ def look(model, token: int, cache: UndertowCache | None) -> tuple[Look, Undertow
     executor = _Watching(model)
     trace = executor.run(seq, Sequential())
     memory = None if trace.memory_BTND is None else trace.memory_BTND[:, -1]
-    cache.commit(trace.written, memory, documents, 1)
+    cache.commit(trace.written, trace.memory_BTND, documents, 1)
     shown = [executor.visits[step.index] for step in visits_of(program)]
     lens = model.view.head(model.view.final_norm(torch.cat(shown, 1)))[0]
     return (
