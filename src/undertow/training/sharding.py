@@ -8,6 +8,7 @@ each time it is called and let go after: sweeps and loops gather them again, whi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -48,6 +49,6 @@ def save_sharded(folder: str | Path, model: nn.Module, optimiser: torch.optim.Op
 def load_sharded(folder: str | Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Read what `save_sharded` wrote, with whatever number of processes, sharded or not."""
     weights, states = get_state_dict(model, optimiser)
-    held = {"model": weights, "optimiser": states}
+    held: dict[str, Any] = {"model": weights, "optimiser": states}
     dcp.load(held, checkpoint_id=str(folder))
     set_state_dict(model, optimiser, model_state_dict=held["model"], optim_state_dict=held["optimiser"])
