@@ -18,6 +18,7 @@ class Slot(DynamicLayer):
     values: Tensor
 
     def set(self, keys: Tensor, values: Tensor):
+        """Hold these, `_BGTE`, instead of what was held."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values

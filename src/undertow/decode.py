@@ -79,7 +79,7 @@ def decode(
     model, input_ids: Tensor, logits_processor, stopping_criteria, generation_config, synced_gpus: bool = False,
     streamer=None, compiled: bool = False, **model_kwargs,
 ):  # fmt: skip
-    """As `lean`, and silent but for the log where Hugging Face's loop does it."""
+    """As `lean` (`input_ids` are `_BT`), and silent but for the log where Hugging Face's loop does it."""
     why = why_not(model, generation_config, model_kwargs, synced_gpus)
     if why is not None:
         logger.info("decoded by Hugging Face's own loop: %s", why)

@@ -8,7 +8,7 @@ and writes states, keys, values and memory into their buffers. What the schedule
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -54,7 +54,8 @@ class Sequence:
 class Frame:
     """What one sweep sees: its positions, the memory entering them, and where that may be mixed in.
 
-    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all.
+    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all. `put`:
+    how keys and values get into their buffers, by `write` or `overwrite`.
     """
 
     positions: range
@@ -64,6 +65,7 @@ class Frame:
     entered: dict[int, tuple] | None = None  # step -> its input and what edges brought it, if a refresh needs them
     mixed: bool = True
     zero: bool = False
+    put: Callable = write
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,8 @@ class Executor:
         memory: Tensor | None = None  # this and the next two are buffers over all positions
         entered, spanned = None, dict[str, Tensor]()
         readouts, passes, residual = [], 0.0, None
-        mixed, dead = True, False
+        mixed, dead, lived = True, False, False
         sweeps = schedule.sweeps(len(everywhere))
-        put = write if schedule.readout == "each" else overwrite  # a read-out may be a register itself
         sweep: Sweep | None = next(sweeps)
         first: Frame | None = None  # of the first sweep, whose keys and values a refresh renews
         while sweep is not None:
@@ -151,6 +152,9 @@ class Executor:
             if was_dead and not dead:
                 _forget_casts()
             with torch.no_grad() if dead else nullcontext():
+                lived = lived or torch.is_grad_enabled()  # from then on a graph may hold any buffer as it was
+                put = write if lived else overwrite
+                keep = write if schedule.readout == "each" else put  # a read-out may be a register itself
                 if sweep.settle:
                     if program.carries:
                         memory = settled(self, state | spanned, seq)
@@ -160,20 +164,20 @@ class Executor:
                 else:
                     positions, mixed = sweep.positions, sweep.mixed
                     passes += len(positions) / len(everywhere)
-                    frame = self._frame(memory, sweep, seq)
+                    frame = replace(self._frame(memory, sweep, seq), put=put)
                     if schedule.refresh and first is None:
                         first = frame = replace(frame, entered={})
                     rows = {r: take(x, positions) for r, x in state.items()}
                     rows = self.steps(program.span, rows, frame, seq, written)
                     for register in program.kept:
-                        spanned[register] = put(spanned.get(register), rows[register], positions, 1)
+                        spanned[register] = keep(spanned.get(register), rows[register], positions, 1)
+                    if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
+                        entered = write(entered, frame.memory_BSND, positions, 1)
                     if program.memories:
                         left = self.leave(rows, frame, seq)
                         if sweep.measure and memory is not None:
                             change = moved(left, take(memory, positions), training)
-                        memory = overwrite(memory, left, positions, 1)
-                    if tail_reads and schedule.readout == "read" and frame.memory_BSND is not None:
-                        entered = write(entered, frame.memory_BSND, positions, 1)
+                        memory = keep(memory, left, positions, 1)  # the frame's own may be a view of it
                     if schedule.readout == "each":
                         readouts.append(self._read_out(rows, frame, seq, written, sweep.loss_weight))
             try:
@@ -288,7 +292,7 @@ class Executor:
             frame.entered[step.index] = (x, carried)
 
         def call(x: Tensor) -> tuple[Tensor, KV | None, KV | None]:
-            view = View(past, current, frame.positions, step.shares)
+            view = View(past, current, frame.positions, step.shares, put=frame.put)
             x = self._around(step, "input", x, carried, frame, half)
             y = self._block(step, x, injected, view, carried, frame, seq)
             return self._around(step, "output", y, carried, frame), view.current, view.full

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,7 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, m: Tensor, a: Tensor, half: Tensor | None = None) -> Tensor:
         """`half`: what `x_half` made of x."""
         streams = self.streams(x, m)
-        y = self.mix(*streams, self.weigh(*streams) if half is None else self.weigh_rest(half, *streams))
+        y = self.mix(*streams, self.weigh(*streams) if half is None else self.weigh_rest(half, streams[1]))
         y = self.join(x, rescaled(y) if self.post_norm else y)
         return opened(x, y.to(x.dtype), self.opening)
 
@@ -180,17 +180,32 @@ class Mixer(nn.Module):
         """Every gate's value by name, `m` and `x` being the factors of the two streams; empty where there is none."""
         return self.weigh(*self.streams(x, m))
 
-    def weigh(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
-        """The gates by name, from the streams."""
+    def maps(self) -> dict[str, tuple[nn.Module, bool]]:
+        """The maps of `[x^; m^]` that gates come from, by gate, and whether each sees its input without gradient."""
         return {}
 
-    def x_half(self, x: Tensor) -> Tensor | None:
-        """What gates of `[x^; m^]` make of x alone, which sweeps can share (None: this mixer knows no such half)."""
-        return None
+    def weights(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gates by name, from what `maps` made."""
+        return {}
 
-    def weigh_rest(self, half: Tensor, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+    def weigh(self, x: Tensor, m: Tensor) -> dict[str, Tensor]:
+        """The gates by name, from the streams."""
+        maps, both = self.maps(), torch.cat([x, m], -1)
+        return self.weights({name: gate(both.detach() if cut else both) for name, (gate, cut) in maps.items()})
+
+    def x_half(self, x: Tensor) -> Tensor | None:
+        """What linear maps make of x alone, which sweeps can share (None: this mixer knows no such half)."""
+        maps = self.maps().values()
+        linear = [gate for gate, cut in maps if type(gate) is nn.Linear and not cut]
+        if not maps or len(linear) < len(maps):
+            return None
+        x = x if self.norm_x is None else self.norm_x(x)
+        return torch.cat([of_x(gate, x) for gate in linear], -1)
+
+    def weigh_rest(self, half: Tensor, m: Tensor) -> dict[str, Tensor]:
         """`weigh`, given x's half."""
-        raise NotImplementedError
+        parts = zip(self.maps().items(), half.chunk(len(self.maps()), -1), strict=True)
+        return self.weights({name: with_m(cast(nn.Linear, gate), part, m) for (name, (gate, _)), part in parts})
 
     def mix(self, x: Tensor, m: Tensor, gates: dict[str, Tensor]) -> Tensor:
         """The two streams by their gates."""
@@ -251,34 +266,16 @@ class Gated(Mixer):
         self.gate_x, self.gate_m = maps[0] if x_branch else None, maps[-1]
         for module, probability in zip(maps, (init_x, init_m)[-len(maps) :], strict=True):
             start_gate(module, gain, probability)
-        self.scale_x = gamma(width, rezero, vector) if x_branch else None
-        self.scale_m = gamma(width, rezero, vector)
+        self.scale_x, self.scale_m = gamma(width, rezero, vector) if x_branch else None, gamma(width, rezero, vector)
 
-    def weigh(self, x, m):
-        both = torch.cat([x, m], -1)
-        gates = {"m": self.gate_m(both.detach() if self.detach_m else both)}
-        if self.gate_x is not None:
-            gates["x"] = self.gate_x(both.detach() if self.detach_x else both)
-        return self._opened(gates)
+    def maps(self):
+        m, x = (self.gate_m, self.detach_m), (self.gate_x, self.detach_x)
+        return {"m": m} if self.gate_x is None else {"m": m, "x": x}
 
-    def _opened(self, logits):
+    def weights(self, logits):
         gates = {name: torch.sigmoid(value) for name, value in logits.items()}
-        if not self.normalize:
-            return gates
-        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach()
-        return {name: value / total for name, value in gates.items()}
-
-    def x_half(self, x):
-        maps = [self.gate_m] if self.gate_x is None else [self.gate_m, self.gate_x]
-        if self.detach_m or self.detach_x or any(type(gate) is not nn.Linear for gate in maps):
-            return None
-        x = x if self.norm_x is None else self.norm_x(x)
-        return torch.cat([of_x(gate, x) for gate in maps], -1)
-
-    def weigh_rest(self, half, x, m):
-        maps = {"m": self.gate_m} if self.gate_x is None else {"m": self.gate_m, "x": self.gate_x}
-        parts = half.chunk(len(maps), -1)
-        return self._opened({name: with_m(maps[name], part, m) for name, part in zip(maps, parts, strict=True)})
+        total = (gates["m"] + gates["x"]).clamp(min=1e-6).detach() if self.normalize else None
+        return gates if total is None else {name: value / total for name, value in gates.items()}
 
     def mix(self, x, m, gates):
         y = gates["m"] * m if self.scale_m is None else torch.tanh(self.scale_m) * gates["m"] * m

@@ -26,8 +26,8 @@ def write(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Ten
 
 
 def overwrite(buffer: Tensor | None, new: Tensor, positions: range, dim: int) -> Tensor:
-    """As `write`, for a buffer that nobody else still reads: in place where no gradient is recorded."""
-    if buffer is None or torch.is_grad_enabled() or buffer.requires_grad or positions.stop > buffer.shape[dim]:
+    """As `write`, in place: for a buffer that nobody, no graph either, still reads as it was."""
+    if buffer is None or positions.stop > buffer.shape[dim]:
         return write(buffer, new, positions, dim)
     buffer.transpose(0, dim)[positions.start : positions.stop : positions.step] = new.transpose(0, dim)
     return buffer
@@ -49,20 +49,24 @@ class View:
 
     `past` are keys and values of the tokens before this call, `current` the slot's buffer over this call's positions so
     far (None: there are none); `positions` those the visit computes. `shares`: only read the slot, and discard the
-    visit's own. `only`: the caller wants nothing but keys and values, so `update` raises `Filled`.
+    visit's own. `only`: the caller wants nothing but keys and values, so `update` raises `Filled`. `put`: `write`, or
+    `overwrite`.
 
     After the call, `current` is the new buffer and `full` past and present together, where there is a past.
     """
 
-    def __init__(self, past: KV | None, current: KV | None, positions: range, shares: bool, only: bool = False):
-        self.past, self.current, self.positions, self.shares, self.only = past, current, positions, shares, only
+    def __init__(
+        self, past: KV | None, current: KV | None, positions: range, shares: bool, only: bool = False, put=write
+    ):
+        self.past, self.current, self.positions, self.shares = past, current, positions, shares
+        self.only, self.put = only, put
         self.full: KV | None = None
 
     def update(self, k_BGSE: Tensor, v_BGSE: Tensor, *args, **kwargs) -> KV:
         """Put these keys and values at the visit's positions; return all that its queries may see."""
         if not self.shares:
             k, v = self.current or (None, None)
-            self.current = overwrite(k, k_BGSE, self.positions, 2), overwrite(v, v_BGSE, self.positions, 2)
+            self.current = self.put(k, k_BGSE, self.positions, 2), self.put(v, v_BGSE, self.positions, 2)
         if self.only:
             raise Filled
         assert self.current is not None, "a slot is written before it is shared"

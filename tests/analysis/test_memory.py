@@ -32,7 +32,7 @@ def test_kept_is_what_autograd_keeps(family, time):
     for schedule in SCHEDULES:
         real = saved_bytes(lambda s=schedule: model(x, labels=x, schedule=s, use_cache=False), model)
         said, whole = kept_bytes(model, T, schedule), schedule.adjoint is not None or isinstance(schedule, ut.Jacobi)
-        assert said == real if whole else abs(said - real) < 0.01 * real, schedule
+        assert said == real if whole else abs(said - real) < 0.02 * real, schedule
 
 
 def test_rows_it_cannot_run_are_the_rows_it_can():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import matrix
 import undertow as ut
 from models import build, gap, gradient_gap, gradients, ids
 from undertow import reference
@@ -127,16 +128,12 @@ def test_refresh_with_a_cache_pads_and_checkpointing():
 
 
 @pytest.mark.parametrize("positions", [range(1, 7, 3), range(7), range(2, 5)])
-def test_a_buffer_is_overwritten_in_place_only_without_gradient(positions):
+def test_a_buffer_is_overwritten_in_place(positions):
     """`write`, which copies, is the slow way."""
-    new = torch.randn(2, len(positions), 3)
-    for live in (True, False):
-        buffer = torch.randn(2, 7, 3)
-        before, expected = buffer.clone(), write(buffer, new, positions, 1)
-        with torch.set_grad_enabled(live):
-            found = overwrite(buffer, new, positions, 1)
-        assert torch.equal(found, expected)
-        assert torch.equal(buffer, before if live else expected)
+    new, buffer = torch.randn(2, len(positions), 3), torch.randn(2, 7, 3)
+    before, expected = buffer.clone(), write(buffer, new, positions, 1)
+    assert torch.equal(buffer, before)
+    assert torch.equal(overwrite(buffer, new, positions, 1), expected) and torch.equal(buffer, expected)
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -149,3 +146,19 @@ def test_masks_that_are_added_say_what_boolean_ones_do(window):
             assert (allowed is None) == (added is None)
             if allowed is not None:
                 assert torch.equal(added == 0, allowed) and torch.equal(added.isneginf(), ~allowed)
+
+
+@pytest.mark.parametrize("time", [ut.T2MLR(1, 2, carry="residual"), ut.LRT(2)], ids=["t2mlr", "lrt"])
+@pytest.mark.parametrize("depth", [None, ut.MiddleLoop(1, 2, 2, inject=True)], ids=["plain", "loop"])
+def test_buffers_written_in_place_change_nothing(depth, time):
+    """Without gradient, and in dead sweeps, buffers are overwritten; with it every sweep makes new ones."""
+    model, x = build("llama", depth, time), ids(2, 9)
+    for schedule in (*matrix.exact(9), *matrix.INEXACT):
+        live = model(x, schedule=schedule).logits
+        with torch.no_grad():
+            dead = model(x, schedule=schedule)
+        assert gap(dead.logits, live) < 1e-11, schedule
+    model.backbone.requires_grad_(False)  # whose keys and values a graph holds although they have no gradient
+    for schedule in (ut.Jacobi(4, backward=2), ut.Cyclic(3, 2), ut.Interleaved(3), ut.Jacobi(3, loss="mean")):
+        model.zero_grad()
+        model(x, labels=x, schedule=schedule).loss.backward()

@@ -25,7 +25,7 @@ def kept_bytes(model: UndertowForCausalLM, T: int, schedule: Schedule) -> int:
     """Bytes that one row of T tokens and its loss keep for the backward, in float32 on a CPU, without checkpointing.
 
     Weights, their gradients and the optimiser's state are not in it. Exact where every sweep takes all positions,
-    within 1 % elsewhere: attention may take another kernel for tensors without values; and `Sequential`, which copies
+    within 2 % elsewhere: attention may take another kernel for tensors without values; and `Sequential`, which copies
     the keys and values so far at each token, is a quadratic in T, drawn through three short rows instead of run.
 
     Args:
@@ -35,7 +35,7 @@ def kept_bytes(model: UndertowForCausalLM, T: int, schedule: Schedule) -> int:
         ValueError: `Converge` without an adjoint: how many rounds it keeps depends on the values.
     """
     if schedule.adjoint is not None:
-        schedule = Jacobi(0)
+        schedule = Jacobi(1, backward=0)
     if isinstance(schedule, Sequential) and max(_SHORT) < T:
         return _through({t: kept_bytes(model, t, schedule) for t in _SHORT}, T)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):

@@ -108,16 +108,19 @@ class Walk:
 
     @contextmanager
     def no_grad(self, really: bool):
+        """Within it nothing is noted in the graph, if `really`."""
         before, self.grad = self.grad, self.grad and not really
         yield
         self.grad = before
 
     def leaf(self, module: nn.Module) -> Node:
+        """The trained parameters of a module (None: all are frozen)."""
         if module not in self.leaves:
             self.leaves[module] = LEAF if any(p.requires_grad for p in module.parameters()) else None
         return self.leaves[module]
 
     def node(self, *inputs: Node, cost: float = 0.0, weights: float = 0.0, again: float = 0.0) -> Node:
+        """A tensor made of others: see the class."""
         live = tuple(i for i in inputs if i is not None)
         if not self.grad or not (live or weights):
             return None
@@ -133,6 +136,7 @@ class Walk:
         return self.node(self.node(*inputs), cost=2 * rows * total, weights=2 * rows * trained)
 
     def attend(self, pairs: float, width: int, q: Node, k: Node, v: Node) -> Node:
+        """Scores and weighted values of so many pairs of query and key."""
         cost = 2 * pairs * width
         self.forward += 2 * cost
         return self.node(self.node(q, k, cost=cost), v, cost=cost)
@@ -219,9 +223,11 @@ class Walk:
         return replace(everything, memory=after, carried={}), dict.fromkeys(spanned, after)
 
     def write(self, buffer: Node, new: Node, frame: _Frame) -> Node:
+        """A buffer with some rows new, or all."""
         return new if frame.whole else self.node(buffer, new)
 
     def leave(self, state: State, frame: _Frame) -> Node:
+        """The memories that are left behind, as one."""
         left = []
         for source, _, carry in self.program.memories:
             m = state[output_of(source)]
@@ -229,10 +235,12 @@ class Walk:
         return self.node(*left)
 
     def read_out(self, state: State, frame: _Frame) -> tuple[Node, float]:
+        """What the LM head reads, and how many rows."""
         h = self.steps(self.program.tail, state, frame)["h"]
         return self.node(h, self.leaf(self.model.view.final_norm)), frame.rows
 
     def steps(self, steps: tuple[plan.Step, ...], state: State, frame: _Frame) -> dict[str, Node]:
+        """The state after these steps."""
         state = dict(state)
         for step in steps:
             with self.no_grad(not step.grad):
@@ -241,6 +249,7 @@ class Walk:
         return state
 
     def visit(self, step: plan.Step, state: State, frame: _Frame) -> Node:
+        """What one step puts out."""
         edges = [e for mixed in step.edges.values() for e in mixed if frame.mixed or e.delay == 0]
         carried = {edge: self.carried(edge, state, frame) for edge in edges}
         half = state.get(half_of(step), NO_HALF)
@@ -254,6 +263,8 @@ class Walk:
         return self.node(y, again=self.forward - before) if self.model.checkpointing else y
 
     def mixing(self, step: plan.Step, carried: dict[Edge, Node], frame: _Frame, half: Node = NO_HALF) -> Mix:
+        """A function that mixes what edges bring into a port."""
+
         def mix(port: str, x: Node, a: Node) -> Node:
             for number, edge in enumerate(step.edges.get(port, ())):
                 if edge not in carried:
@@ -297,6 +308,7 @@ class Walk:
         return {**state, half_of(step): self.multiply(self.T, self.half(edges[0].mixer), x)}
 
     def block(self, step: plan.Step, x: Node, mix: Mix, frame: _Frame) -> Node:
+        """A layer or an extra block, keys and values written."""
         if step.block == plan.NORM:
             return self.node(x, self.leaf(self.model.view.final_norm))
         block, rows = self.blocks[step.block], frame.rows

@@ -69,10 +69,10 @@ def load_backbone(name: str | Path, revision: str | None = None, **keywords):
     from undertow.backbone.families import family_of
 
     source = source_of(name)
-    chosen: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **keywords, **source}
+    chosen: dict[str, Any] = {"dtype": torch.float32, **keywords, **source}
     try:
         family_of(AutoConfig.from_pretrained(**source, revision=revision).model_type)  # before gigabytes are read
-        model: Any = AutoModelForCausalLM.from_pretrained(revision=revision, **chosen)
+        model: Any = AutoModelForCausalLM.from_pretrained(revision=revision, use_safetensors=True, **chosen)
     except (OSError, ImportError, SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         what = "neither a model's folder, a GGUF file nor a hub id that can be loaded"

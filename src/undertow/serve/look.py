@@ -66,9 +66,9 @@ class _Watching(Executor):
         self.visits[step.index] = super()._visit(step, state, frame, seq, written)
         return self.visits[step.index]
 
-    def _mix(self, step, port, x, a, carried, frame, *shared):
+    def _mix(self, step, port, x, a, carried, frame, shared, half=None):
         for edge in step.edges.get(port, ()):
-            y = super()._mix(replace(step, edges={port: (edge,)}), port, x, a, carried, frame, *shared)
+            y = super()._mix(replace(step, edges={port: (edge,)}), port, x, a, carried, frame, shared, half)
             self.mixed.append(Mixed(step, edge, x, carried[edge], a, y))
             x = y
         return x
