@@ -28,7 +28,8 @@ from undertow.schedules import Converge, Cyclic, Schedule, strided
 from undertow.store import Written, take
 
 if TYPE_CHECKING:
-    from undertow.execute import Executor, Frame, Sequence
+    from undertow.execute import Executor
+    from undertow.frames import Frame, Sequence
 
 UNSOLVED = 0.5  # relative change by the live pass above which its memory is no solution to differentiate at
 SUBSETS = 16  # of rounds that replace products, where the schedule has none of its own
@@ -60,7 +61,8 @@ def live_pass(
     `memory` (`_BTND`) and `written` are the solution. With gradient, raises `Unsolved` if the pass moves the memory by
     more than half its size.
     """
-    from undertow.execute import Frame, mixed_where, shifted
+    from undertow.execute import mixed_where, shifted
+    from undertow.frames import Frame
 
     everywhere, grad, k = seq.everywhere, torch.is_grad_enabled(), schedule.adjoint
     r = shifted(memory, seq, everywhere).detach()
@@ -156,7 +158,8 @@ class _Cyclic:
         )
 
     def _piece(self, positions: range) -> _Piece:
-        from undertow.execute import Frame, mixed_where
+        from undertow.execute import mixed_where
+        from undertow.frames import Frame
 
         r = take(self.r, positions).detach().requires_grad_()
         kv = [x.requires_grad_() for s in self.slots for x in (y.view_as(y) for y in self.solved[s][0])]

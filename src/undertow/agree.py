@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
+
 
 def together() -> bool:
     """Whether several processes train one model."""
@@ -30,3 +32,13 @@ def drawn(draw: Tensor) -> int:
         draw = draw.to(torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(draw, src=0)
     return int(draw)
+
+
+def moved(new_BSND: Tensor, old_BSND: Tensor, agree: bool) -> float:
+    """max over positions of |new - old| / (|old| + eps): how far a sweep moved the memory.
+
+    `agree`: the largest over all ranks (in training, where every rank must stop after the same round).
+    """
+    new, old = new_BSND.detach(), old_BSND.detach()
+    change = ((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max()
+    return largest(change, agree)

@@ -8,9 +8,9 @@ and writes states, keys, values and memory into their buffers. What the schedule
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,76 +18,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from undertow.adjoint import Unsolved, live_pass
-from undertow.agree import largest
-from undertow.backbone.adapter import Backbone, Context, tapped
+from undertow.agree import moved
+from undertow.backbone.adapter import Backbone, tapped
 from undertow.edges import Edge, Program, output_of
-from undertow.masks import Masks
+from undertow.frames import Frame, Readout, Sequence, Trace
 from undertow.mixers import HeadGate, Mixer
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed, settled
 from undertow.schedules import Jacobi, Schedule, Sweep
 from undertow.store import KV, Filled, View, Written, overwrite, take, write
-
-MOVED_EPS = 1e-8  # keeps the relative change of an all-zero memory finite
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """What stays the same during a forward."""
-
-    x_BTD: Tensor  # embeddings
-    context: Context  # what layers get beside the states
-    masks: Masks
-    past: Mapping[str, KV]  # slot -> keys and values before this call
-    entry_BND: Tensor  # the memory left by the token before the first (zeros at the start of a text)
-    real_BT: Tensor | None = None  # False at pads, which leave zero memory (None: no pads)
-    inside_BT: Tensor | None = None  # False where a document starts, which reads zero memory (None: none starts here)
-    memory_mask_BT: Tensor | None = None  # False where delay-1 targets stay unmixed (None: nowhere)
-    begins: bool = False  # no token came before this call, so that `entry_BND` is known to be zero
-
-    @property
-    def everywhere(self) -> range:
-        return range(self.x_BTD.shape[1])
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What one sweep sees: its positions, the memory entering them, and where that may be mixed in.
-
-    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all. `put`:
-    how keys and values get into their buffers, by `write` or `overwrite`.
-    """
-
-    positions: range
-    memory_BSND: Tensor | None
-    mask_BS: Tensor | None
-    carried: dict[tuple, Tensor] = field(default_factory=dict)  # projected memories, made once per sweep
-    entered: dict[int, tuple] | None = None  # step -> its input and what edges brought it, if a refresh needs them
-    mixed: bool = True
-    zero: bool = False
-    put: Callable = write
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Normed states `h_BSD` of one read-out, their positions, the weight of their loss, and what is watched."""
-
-    h_BSD: Tensor
-    positions: range
-    weight: float
-    watched_BSD: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a schedule computed."""
-
-    readouts: tuple[Readout, ...]
-    memory_BTND: Tensor | None
-    written: Written
-    passes: float  # cost of the sweeps, in passes of the span over all positions
-    residual: float | None
-    rounds_BT: Tensor | None = None  # how many rounds of a loop each token took, where a rule decided
 
 
 def shifted(memory_BTND: Tensor | None, seq: Sequence, positions: range) -> Tensor:
@@ -103,16 +42,6 @@ def shifted(memory_BTND: Tensor | None, seq: Sequence, positions: range) -> Tens
     if seq.inside_BT is not None:
         m = m * take(seq.inside_BT, positions)[..., None, None]
     return m
-
-
-def moved(new_BSND: Tensor, old_BSND: Tensor, agree: bool) -> float:
-    """max over positions of |new - old| / (|old| + eps): how far a sweep moved the memory.
-
-    `agree`: the largest over all ranks (in training, where every rank must stop after the same round).
-    """
-    new, old = new_BSND.detach(), old_BSND.detach()
-    change = ((new - old).norm(dim=-1) / (old.norm(dim=-1) + MOVED_EPS)).max()
-    return largest(change, agree)
 
 
 class Executor:

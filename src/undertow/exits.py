@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from undertow.edges import Program, output_of
-from undertow.execute import Executor, Frame, Readout, Sequence, Trace
+from undertow.execute import Executor
+from undertow.frames import Frame, Readout, Sequence, Trace
 from undertow.plan import EMBED, NORM, Step
 from undertow.schedules import Sweep
 from undertow.store import KV, Written, write

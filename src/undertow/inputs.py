@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from undertow.backbone import Backbone
 from undertow.cache import UndertowCache
 from undertow.edges import Program
-from undertow.execute import Sequence
+from undertow.frames import Sequence
 from undertow.masks import Masks
 
 

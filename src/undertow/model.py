@@ -17,7 +17,8 @@ from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
 from undertow.decoder import Decoder
 from undertow.edges import Program, compile_program
-from undertow.execute import Executor, Readout, Trace
+from undertow.execute import Executor
+from undertow.frames import Readout, Trace
 from undertow.future import FutureHeads
 from undertow.inputs import checked_labels, sequence
 from undertow.methods.base import Method, Parts

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undertow.agree import MOVED_EPS
 from undertow.backbone.adapter import tapped
 from undertow.edges import output_of
-from undertow.execute import MOVED_EPS
 from undertow.plan import EMBED, NORM
 from undertow.scan import NORM_EPS
 from undertow.schedules import Schedule

@@ -17,7 +17,8 @@ from torch import Tensor
 from undertow.edges import output_of
 
 if TYPE_CHECKING:
-    from undertow.execute import Executor, Sequence
+    from undertow.execute import Executor
+    from undertow.frames import Sequence
 
 NORM_EPS = 1e-6  # of the weightless RMS norm a memory may carry
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from undertow.edges import Program
-from undertow.execute import Executor, Frame, Sequence
+from undertow.execute import Executor
+from undertow.frames import Frame, Sequence
 from undertow.masks import Masks
 from undertow.methods.recursion import cycles, recursion
 from undertow.plan import Plan, Visit, unroll
