@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from undertow.backbone import Backbone, family_of
 from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
-from undertow.decoder import Decoder
 from undertow.edges import Program, compile_program
 from undertow.execute import Executor
 from undertow.frames import Readout, Trace
 from undertow.future import FutureHeads
+from undertow.headless import Decoder
 from undertow.inputs import checked_labels, sequence
 from undertow.methods.base import Method, Parts
 from undertow.output import UndertowOutput
