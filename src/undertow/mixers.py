@@ -79,20 +79,23 @@ class HeadGate(nn.Module):
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
-    def read(self, a: Tensor) -> Tensor:
-        """Both gates, `_BS(2G)`: what a layer's keys and values share."""
-        return 2 * torch.sigmoid(self.gate(a[..., : self.gate.in_features]))
+    def read(self, a: Tensor) -> tuple[Tensor, ...]:
+        """g_loc and g_mem, `_BSG1` each: what a layer's keys and values share."""
+        read = self.gate.in_features
+        half = torch.sigmoid(self.gate(a if a.shape[-1] == read else a[..., :read]))
+        gates = half + half  # a sum, not `2 *`: a number is made into a tensor first, which counts at one token
+        return gates.view(*a.shape[:-1], 2, self.kv_heads, 1).unbind(-3)
 
     def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
         """`x` and `m`: g_loc and g_mem, `_BSG` each."""
-        return dict(zip("xm", self.read(a).chunk(2, -1), strict=True))
+        return {name: g[..., 0] for name, g in zip("xm", self.read(a), strict=True)}
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor, read: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, m: Tensor, a: Tensor, read: tuple[Tensor, ...] | None = None) -> Tensor:
         """`read`: the gates, where they were made before."""
-        g_x, g_m = (self.read(a) if read is None else read)[..., None].chunk(2, -2)
-        heads = (self.kv_heads, -1)
-        mixed = torch.addcmul(g_x * x.unflatten(-1, heads), g_m, m.unflatten(-1, heads))
-        return opened(x, mixed.flatten(-2), self.scale)
+        g_x, g_m = self.read(a) if read is None else read
+        x_BSGE, m_BSGE = (y.view(*y.shape[:-1], self.kv_heads, -1) for y in (x, m))
+        mixed = torch.addcmul(g_x * x_BSGE, g_m, m_BSGE).view(x.shape)
+        return mixed if self.scale is None else opened(x, mixed, self.scale)
 
 
 class Blend(nn.Module):

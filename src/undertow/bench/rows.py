@@ -73,10 +73,10 @@ exact = partial(work.faithful_step, schedule=Cyclic(8, 3, adjoint=4), memory=5e-
 fast = partial(work.faithful_step, schedule=Cyclic(8, 2, adjoint=2), memory=3e-3, gradient=0.10)
 reuse = (4, 2, 1, 1)
 score_t2mlr = partial(
-    work.scoring, config=models.llama, method=work.GATED, gates=30.0, schedule=Cyclic(8, 3), memory=2e-5
+    work.scoring, config=models.llama, method=work.GATED, gates=1.0, schedule=Cyclic(8, 3), memory=2e-5
 )
 score_lrt = partial(
-    work.scoring, config=models.nanochat, method=work.RECURRENT, gates=1.0, schedule=Cyclic(32, 3), memory=2e-5
+    work.scoring, config=models.nanochat, method=work.RECURRENT, gates=None, schedule=Cyclic(32, 3), memory=2e-5
 )
 
 ROWS = {

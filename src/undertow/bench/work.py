@@ -62,7 +62,7 @@ PUBLISHED = GATED | {"carry": "residual", "post_norm": True, "mixer_options": {"
 def strong(size: Size):
     """A trained model with open gates: `(model, batch, true memory, true gradients)`."""
     make = partial(models.recurrent, models.llama(size), time=GATED)
-    model, x = models.trained(make, size, Cyclic(8, 3, adjoint=4), gates=30.0)
+    model, x = models.trained(make, size, Cyclic(8, 3, adjoint=4), gates=1.0)
     with torch.no_grad():
         memory = model(x, schedule=Sequential()).memory
     return model, x, memory, models.gradients(model, x, Sequential())
@@ -203,7 +203,7 @@ def plain_decode(size: Size, compiled: bool = False) -> Work:
 # ---------------------------------------------------------------------- exact scoring
 
 
-def scoring(size: Size, config: Callable, method: dict, gates: float, schedule: Schedule, memory: float) -> Work:
+def scoring(size: Size, config: Callable, method: dict, gates: float | None, schedule: Schedule, memory: float) -> Work:
     """The true recurrence over a whole text in parallel, against stepping through it with a cache."""
     short = Size(**{**vars(size), "batch": 2, "tokens": min(256, size.tokens)})
     make = partial(models.recurrent, config(size), time=method)
