@@ -44,7 +44,7 @@ def _label(method) -> str:
 
 
 T = 11
-SHORT = 8  # of the row that costs most
+SHORT = 6  # of the row that costs most
 
 
 def exact(T: int) -> list:

@@ -68,9 +68,14 @@ def strong(size: Size):
     return model, x, memory, models.gradients(model, x, Sequential())
 
 
-def published_step(size: Size) -> Work:
-    """The published semantics on random weights: 17 passes, the last 5 live, cache residual."""
+def published_step(size: Size, recompute: bool = False) -> Work:
+    """The published semantics on random weights: 17 passes, the last 5 live, cache residual.
+
+    `recompute`: gradient checkpointing, ours alone.
+    """
     model = models.recurrent(models.llama(size), time=PUBLISHED).train()
+    if recompute:
+        model.gradient_checkpointing_enable()
     x, schedule = models.ids(size), Jacobi(16, backward=4, start="unmixed")
     return Work(backward(model, x, schedule=schedule), backward(model.backbone, x, use_cache=False))
 
