@@ -1,9 +1,9 @@
 """What a training step costs and how true its gradient is: `python benchmarks/adjoint.py [OUT.json] [STEPS]`.
 
 A T2MLR model of the published measurement's size (8 layers, width 256, span 2..5, batch 2 x 256) is first trained on
-bytes of the standard library, the memory's gate open (its gamma starts at 1), so that the memory matters. Then, for every
-schedule: the time of forward and backward over that of the plain backbone (medians of interleaved rounds, one thread,
-process time), the distance of the memory it differentiates at, and that of its gradient, to token-by-token
+bytes of the standard library, the memory's gate open (its gamma starts at 1), so that the memory matters. Then, for
+every schedule: the time of forward and backward over that of the plain backbone (medians of interleaved rounds, one
+thread, process time), the distance of the memory it differentiates at, and that of its gradient, to token-by-token
 backpropagation through time.
 """
 

@@ -131,6 +131,10 @@ def test_both_spellings_of_a_component_are_one():
             "backbone.hidden_sze: unknown key (value 3); did you mean 'hidden_size'?",
         ),
         (
+            {"backbone": BACKBONE | {"num_key_value_heads": 4}},
+            "backbone: num_key_value_heads=4: must divide num_attention_heads=2",
+        ),
+        (
             {"backbone": {"family": "llama", "hidden_size": "x"}},
             "backbone.hidden_size: 'x': must be a whole number from 1 to",
         ),

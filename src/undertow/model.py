@@ -21,6 +21,7 @@ from undertow.frames import Readout, Trace
 from undertow.future import FutureHeads
 from undertow.headless import Decoder
 from undertow.inputs import checked_labels, sequence
+from undertow.loss import nats
 from undertow.methods.base import Method, Parts
 from undertow.output import UndertowOutput
 from undertow.plan import each_layer_once
@@ -167,6 +168,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         prefix_mask: Tensor | None = None,
         loops: int | tuple[int, ...] | None = None,
         exit_rule: Exit | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> UndertowOutput:
         """Run the model on `T` new positions.
@@ -183,6 +185,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             prefix_mask: `_BT`, 1 where a prompt may be read in both directions by the parts of the model that can.
             loops: rounds of the depth method, if not its own (with labels in training, methods may draw it).
             exit_rule: when a token has had enough rounds (decoding, token by token; see `undertow.exits`).
+            skip_logits: with labels, return no logits and never hold all of them (see `undertow.loss`).
 
         Raises:
             ValueError: inputs whose shapes do not fit each other, or a cache of another class.
@@ -215,7 +218,9 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             assert cache is not None
             cache.commit(trace.written, trace.memory_BTND, documents_BK, T)
 
-        loss, sweep_losses, logits, h_BTD = self._outputs(trace, labels, logits_to_keep, num_items_in_batch, T)
+        loss, sweep_losses, logits, h_BTD = self._outputs(
+            trace, labels, logits_to_keep, num_items_in_batch, T, skip_logits
+        )
         ahead = None
         if labels is not None and "future" in self.undertow:
             heads = self._heads
@@ -236,7 +241,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             last_hidden_state=h_BTD,
         )
 
-    def _outputs(self, trace: Trace, labels, logits_to_keep, num_items_in_batch, T: int):
+    def _outputs(self, trace: Trace, labels, logits_to_keep, num_items_in_batch, T: int, skip_logits=False):
         """`(loss, sweep_losses, merged logits, merged states)`; the head runs only on what is asked for."""
         if labels is None:
             h_BTD = _merge(trace.readouts, [r.h_BSD for r in trace.readouts])
@@ -246,14 +251,12 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         N = (targets_BT != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         losses, logits = [], []
         for readout in trace.readouts:
-            logits.append(self.view.head(readout.h_BSD))
-            scores = logits[-1].float() if logits[-1].dtype in (torch.bfloat16, torch.float16) else logits[-1]
-            targets = take(targets_BT, readout.positions)
-            total = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+            total, made = nats(self.view, readout.h_BSD, take(targets_BT, readout.positions), skip_logits)
+            logits += [] if made is None else [made]
             losses.append(total * (T / len(readout.positions)) / N)
         loss = sum(r.weight * x for r, x in zip(trace.readouts, losses, strict=True))
-        if len(logits) == 1:
-            return loss, torch.stack(losses), logits[0], None
+        if len(logits) < 2:
+            return loss, torch.stack(losses), logits[0] if logits else None, None
         with torch.no_grad():  # of several sweeps, logits are for reading: into the first's, no copy of all of them
             merged = _merge(trace.readouts, [x.detach() for x in logits], overwrite)
         return loss, torch.stack(losses), merged, None

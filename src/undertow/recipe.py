@@ -127,7 +127,9 @@ class Recipe(Run):
 
             try:
                 shape = shape_of(self.backbone.hf_config())
-            except (TypeError, ArithmeticError) as error:
+            except Bad:
+                raise
+            except (ValueError, TypeError, ArithmeticError) as error:
                 raise Bad("backbone", one_line(error)) from error
             for section in ("depth", "time"):
                 try:

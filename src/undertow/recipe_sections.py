@@ -241,6 +241,7 @@ class Training(Section):
     nonfinite: Literal["stop", "skip"] = "stop"  # at a step whose loss or gradient is not finite
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
+    skip_logits: bool = False  # in training: a chunked loss that never holds all logits (large vocabularies)
     log_every: Positive = 10
     save_every: Positive = 200
     keep: Positive = 2

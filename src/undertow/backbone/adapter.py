@@ -45,10 +45,15 @@ class Shape:
 
 
 def shape_of(config) -> Shape:
-    """The sizes in a Hugging Face config (its attribute_map covers GPT-2's own names)."""
+    """The sizes in a Hugging Face config (its attribute_map covers GPT-2's own names).
+
+    Raises ValueError for heads that no whole number of key/value heads shares.
+    """
     heads = config.num_attention_heads
     # Optional fields of foreign configs: not every family has grouped heads or a free head width.
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if heads % kv_heads:  # the layers themselves would only fail when they run
+        raise ValueError(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Shape(config.num_hidden_layers, config.hidden_size, heads, kv_heads, head_width)
 
@@ -96,6 +101,7 @@ class Backbone:
         self.base, self.layers = base, getattr(base, self.family.layers)
         self.final_norm = getattr(base, self.family.norm)
         self.shape = shape_of(lm.config)
+        self.logit_cap: float | None = getattr(lm.config, "final_logit_softcapping", None)
         self.blank: int | None = None  # a token whose embedding is zero: something else is mixed in at its place
 
     def tap(self, port: str) -> Tap | None:
@@ -166,6 +172,5 @@ class Backbone:
 
     def head(self, h_BSD: Tensor) -> Tensor:
         """Normed states -> logits `_BSV`."""
-        logits = self.lm.get_output_embeddings()(h_BSD)
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        logits, cap = self.lm.get_output_embeddings()(h_BSD), self.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)

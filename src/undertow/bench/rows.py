@@ -78,7 +78,7 @@ score_t2mlr = partial(
     work.scoring, config=models.llama, method=work.GATED, gates=1.0, schedule=Cyclic(6, 4), memory=2e-5
 )
 score_lrt = partial(
-    work.scoring, config=models.nanochat, method=work.RECURRENT, gates=None, schedule=Cyclic(32, 3), memory=2e-5
+    work.scoring, config=models.nanochat, method=work.RECURRENT, gates=None, schedule=Cyclic(8, 5), memory=2e-5
 )
 
 ROWS = {

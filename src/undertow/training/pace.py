@@ -36,7 +36,7 @@ def seconds_per_step(recipe: Recipe, data, device: str = "auto") -> float:
             began = time.perf_counter()
             for _ in range(settings.accumulation):
                 with autocast(settings.precision, where):
-                    loss = model(**batch).loss / settings.accumulation
+                    loss = model(**batch, skip_logits=settings.skip_logits).loss / settings.accumulation
                 loss.backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -275,6 +275,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         flops_per_row=row_flops,
         measure=curve,
         skip=settings.nonfinite == "skip",
+        skip_logits=settings.skip_logits,
     )
     start = checkpoints.newest_complete(folder / "checkpoints") if resume else None
     if resume and start is None:

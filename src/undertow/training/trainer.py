@@ -93,6 +93,7 @@ class UndertowTrainer(Trainer):
         measure: `measure(model) -> {name: number}`, run where an evaluation is asked for.
         skip: leave out a step whose loss or gradient is not finite, and count it (`skipped` in the logs): weights and
             optimiser stay as they are, the learning rate goes on. False: such a step ends training.
+        skip_logits: train without ever holding all logits (see `undertow.loss`).
 
     Raises (from `train`):
         FloatingPointError: the loss, the gradient or a weight is not finite; nothing of that step is saved but its
@@ -108,12 +109,14 @@ class UndertowTrainer(Trainer):
         flops_per_row: float = 0.0,
         measure=None,
         skip: bool = False,
+        skip_logits: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.folder = Path(str(self.args.output_dir))  # of the checkpoints
         self.remove_callback(PrinterCallback)
         self.make_optimiser, self.flops_per_row, self.measure, self.skip = optimiser, flops_per_row, measure, skip
+        self.skip_logits = skip_logits
         self._parts: dict[str, list[torch.Tensor]] = {}  # losses of sweeps and of heads since the last log
         self._skipped, self._in_a_row = 0, 0  # steps left out since the last log; and one after another
         self._last_logged = 0  # step
@@ -127,6 +130,8 @@ class UndertowTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.skip_logits and model.training:
+            inputs = inputs | {"skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         # A micro-batch whose loss was divided by the whole batch's labels shows its share of it.
         share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
