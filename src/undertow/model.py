@@ -155,6 +155,15 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
 
     is_gradient_checkpointing = is_activation_checkpointing
 
+    def save_pretrained(self, *args, **kwargs):
+        """As Hugging Face. Raises ValueError for a quantised backbone, whose weights are not plain tensors."""
+        if getattr(self.backbone, "is_quantized", False):  # a flag only Hugging Face's quantisers set
+            raise ValueError(
+                "the backbone is quantised and cannot be saved with what is new: save model.undertow.state_dict() and "
+                "wrap the quantised backbone again, or wrap plain weights"
+            )
+        super().save_pretrained(*args, **kwargs)
+
     # ------------------------------------------------------------------ forward
 
     def forward(
