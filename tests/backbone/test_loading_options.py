@@ -139,3 +139,44 @@ def test_adapters_of_ones_own(methods, tmp_path):
         adapted.save_pretrained(tmp_path)
         again = peft.PeftModel.from_pretrained(ut.wrap(copy.deepcopy(base), **methods), tmp_path).eval()
         assert gap(again(input_ids=x).logits, after) < 1e-6 < 1e-3 < gap(after, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_replaced_modules_are_the_ones_that_run(when, monkeypatch):
+    """What liger-kernel does to a model: norms and MLPs replaced or rebound, the rotary function patched."""
+    from transformers.models.llama import modeling_llama
+
+    class Norm(modeling_llama.LlamaRMSNorm):
+        def forward(self, x):
+            calls.append("norm")
+            return 2 * super().forward(x)
+
+    def mlp(self, x):
+        calls.append("mlp")
+        return -type(self).forward(self, x)
+
+    def rotary(q, k, cos, sin, *more, **keywords):
+        calls.append("rotary")
+        return original(q, k, cos, sin, *more, **keywords)
+
+    def patch(lm):
+        for layer in lm.model.layers:
+            layer.input_layernorm.__class__ = Norm
+            layer.mlp.forward = mlp.__get__(layer.mlp)
+        lm.model.norm = Norm(lm.config.hidden_size)
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotary)
+
+    calls, original = [], modeling_llama.apply_rotary_pos_emb
+    torch.manual_seed(0)
+    lm, x = randomise(AutoModelForCausalLM.from_config(CONFIGS["llama"]())).eval(), ids()
+    if when == "before":
+        patch(lm)
+    model = ut.wrap(lm, time=ut.T2MLR(1, 2))
+    if when == "after":
+        patch(lm)
+    wanted = lm(x).logits
+    once = sorted(calls)
+    calls.clear()
+    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, wanted) and sorted(calls) == once
+    assert once == ["mlp"] * 4 + ["norm"] * 5 + ["rotary"] * 4

@@ -33,7 +33,7 @@ def test_nothing_is_compiled_again_from_step_to_step(case):
     """Other rows, lengths and drawn depths. On the way: losses and gradients are the plain model's."""
     methods, schedule = CASES[case]
     plain = build("llama", **methods).train()
-    model, counter, frames, depths = copy.deepcopy(plain), counting("aot_eager"), [], set()
+    model, counter, frames, depths = copy.deepcopy(plain), counting("eager"), [], set()
     with compiled(model, backend=counter):
         for step in range(6):
             x, outs = ids(2, 12 + step % 2, seed=step), []

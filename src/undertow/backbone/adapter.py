@@ -92,9 +92,13 @@ class Backbone:
         self.attention()
         base = getattr(lm, self.family.base)
         self.base, self.layers = base, getattr(base, self.family.layers)
-        self.final_norm = getattr(base, self.family.norm)
         self.shape = shape_of(lm.config)
         self.blank: int | None = None  # a token whose embedding is zero: something else is mixed in at its place
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the head, also if it was replaced after wrapping."""
+        return getattr(self.base, self.family.norm)
 
     def tap(self, port: str) -> Tap | None:
         """Where inside a layer a port is; None: around it, on what it is called with or returns."""
