@@ -43,7 +43,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 def test_examples_are_listed_and_are_notebooks():
     listed = (Path(__file__).parents[1] / "docs" / "examples.md").read_text()
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     for example in EXAMPLES:
         assert f"`examples/{example.name}`" in listed
         cells = re.split(r"^# %%", example.read_text(), flags=re.M)
@@ -55,8 +55,9 @@ def test_examples_are_listed_and_are_notebooks():
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.stem)
 def test_examples_run(example):
-    if example.stem == "grpo":
-        pytest.importorskip("trl")
+    needed = {"grpo": "trl", "with_lightning": "lightning"}.get(example.stem)
+    if needed is not None:
+        pytest.importorskip(needed)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

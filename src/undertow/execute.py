@@ -242,8 +242,7 @@ class Executor:
         if isinstance(step.block, str):
             mask = seq.masks(frame.positions, None, step.prefix)
             return self.modules[step.block](x, view, mask, *(() if injected is None else (injected,)))
-        window, dtype = self.backbone.window(step.block), self.backbone.adds_masks(x)
-        mask = seq.masks(frame.positions, window) if dtype is None else seq.masks.added(frame.positions, window, dtype)
+        mask = self.backbone.mask(seq.masks, step.block, frame.positions, x)
         shared: dict[str, tuple] = {}
         ports = {
             port: partial(self._mix, step, port, carried=carried, frame=frame, shared=shared)

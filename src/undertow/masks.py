@@ -33,9 +33,14 @@ class Masks:
             self._made[key] = self._make(positions, keys, window)
         return self._made[key]
 
-    def added(self, positions: range, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """The same as a number added to the scores, 0 or -inf: what fused attention turns a boolean mask into."""
+    def added(self, positions: range, window: int | None, dtype: torch.dtype, causal: bool = False) -> Tensor | None:
+        """The same as a number added to the scores, 0 or -inf: what fused attention turns a boolean mask into.
+
+        `causal`: for attention that sees everything without a mask. None is then only what the newest token alone gets.
+        """
         allowed, key = self(positions, window), (positions, window, dtype)
+        if allowed is None and causal and len(positions) > 1:
+            allowed = self._causal(positions, self.past + positions.stop, None)
         if allowed is not None and key not in self._added:
             added = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
             self._added[key] = added.masked_fill_(~allowed, float("-inf"))

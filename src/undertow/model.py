@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from undertow.backbone import Backbone, family_of
+from undertow.backbone.attention import kind_of
 from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
 from undertow.edges import Program, compile_program
@@ -50,7 +51,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = UndertowConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the backbone's own class decides
     main_input_name = "input_ids"
 
     def __init__(self, config: UndertowConfig, backbone: PreTrainedModel | None = None):
@@ -135,6 +136,11 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace the backbone's LM head."""
         self.backbone.set_output_embeddings(new_embeddings)
 
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
+        """Hugging Face's switch, for the backbone. Raises ValueError for one that the backbone cannot run with."""
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        kind_of(self.config._attn_implementation, self.view.family.ours)
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
         """Recompute each visit in backward. The layers' own switch would drop keys and values, so this is ours."""
         self.checkpointing = True
@@ -149,6 +155,15 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         return self.checkpointing
 
     is_gradient_checkpointing = is_activation_checkpointing
+
+    def save_pretrained(self, *args, **kwargs):
+        """As Hugging Face. Raises ValueError for a quantised backbone, whose weights are not plain tensors."""
+        if getattr(self.backbone, "is_quantized", False):  # a flag only Hugging Face's quantisers set
+            raise ValueError(
+                "the backbone is quantised and cannot be saved with what is new: save model.undertow.state_dict() and "
+                "wrap the quantised backbone again, or wrap plain weights"
+            )
+        super().save_pretrained(*args, **kwargs)
 
     # ------------------------------------------------------------------ forward
 

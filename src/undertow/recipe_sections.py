@@ -21,6 +21,7 @@ SIZES = dict.fromkeys(("num_hidden_layers", "n_layer"), 10_000) | dict.fromkeys(
     1 << 24,
 )
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 class RecipeError(ValueError):
@@ -64,7 +65,8 @@ class Section(BaseModel):
 class Backbone(Section):
     """The model that is made recurrent: `family` and the fields of its Hugging Face config, or `pretrained`.
 
-    `vocab_size` may be left out: it is then the tokenizer's.
+    `vocab_size` may be left out: it is then the tokenizer's. `attn_implementation` is a choice of this machine, not of
+    the model: a saved one does not hold it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -72,6 +74,14 @@ class Backbone(Section):
     family: str | None = None
     pretrained: str | None = None
     revision: str | None = None
+    attn_implementation: str | None = None  # of ATTENTION, or a kernel's hub id; None: Hugging Face's default
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _known_attention(cls, value):
+        if value is not None and value not in ATTENTION and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", value):
+            raise Bad("", f"{value!r} is not known; {choices(value, ATTENTION)}, or a kernel's hub id")
+        return value
 
     @model_validator(mode="after")
     def _known_fields(self):
@@ -79,7 +89,8 @@ class Backbone(Section):
             raise Bad("", "needs either family (a Hugging Face model type) or pretrained (a folder or a hub id)")
         extra = self.model_extra or {}
         for key in extra if self.pretrained is not None else ():
-            raise Bad(key, f"unknown key (value {extra[key]!r}); with pretrained only revision is allowed")
+            allowed = "revision and attn_implementation"
+            raise Bad(key, f"unknown key (value {extra[key]!r}); with pretrained only {allowed} are allowed")
         if self.family is not None and self.revision is not None:
             raise Bad("revision", f"{self.revision!r}: only with pretrained")
         if self.family is not None:

@@ -102,10 +102,10 @@ class _Run:
         else:
             ports = {p: (lambda z, a, p=p: mix(p, z, a)) for p in step.edges if self.backbone.tap(p) is not None}
             layer = self.backbone.layers[step.block]
-            keywords = {
-                self.backbone.family.cache: buffer,
-                "attention_mask": self.mask(rows, self.backbone.window(step.block)),
-            }
+            mask = self.mask(rows, self.backbone.window(step.block))
+            if self.backbone.attention() == "added":
+                mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+            keywords = {self.backbone.family.cache: buffer, "attention_mask": mask}
             for name, parts in self.context.items():
                 parts = tuple(c.expand(len(self.x), *c.shape[1:])[:, rows] for c in parts)
                 keywords[name] = parts if name == "position_embeddings" else parts[0]

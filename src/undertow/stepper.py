@@ -70,7 +70,8 @@ class Stepper:
         self.view, self.modules, self.cache = model.view, model.undertow, cache
         self.program: Program = model.program_for(loops)
         # Additive masks save every layer a conversion; our own attention takes boolean ones, autocast its own types.
-        additive = not (self.view.family.ours or torch.is_autocast_enabled(position_B1.device.type))
+        kind, autocast = self.view.attention(), torch.is_autocast_enabled(position_B1.device.type)
+        additive = kind == "added" or not (self.view.family.ours or autocast)
         self.room = Room(cache, most, LEAST_ROOM, additive)
         self.mark = self.view.blank if marks and self.program.memories else None
         self.limit = _positions(model)

@@ -85,6 +85,36 @@ def test_quantised_layers_that_run_twice_are_warned_of(recwarn):
         ut.wrap(base, depth=ut.ReuseMap([1, 2, 1, 1]))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the package itself
+def test_weights_in_eight_bits(tmp_path):
+    """torchao's integer weights run, decode and carry gradients to what is new; they are not saved."""
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    torch.manual_seed(0)
+    plain = randomise(AutoModelForCausalLM.from_config(CONFIGS["llama"]()))
+    plain.save_pretrained(tmp_path)
+    base = load_backbone(tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())).eval()
+    x, one_sweep = ids(), {"schedule": ut.Jacobi(0)}
+    assert "Int8" in type(base.model.layers[0].mlp.up_proj.weight).__name__
+    with torch.no_grad():
+        before = base(x).logits
+        assert 1e-4 < gap(before, plain.eval()(x).logits) < 0.1
+    model = ut.wrap(base, time=ut.LRT(2))
+    with torch.no_grad():
+        assert torch.equal(model(x, **one_sweep).logits, before)
+        more = dict(max_new_tokens=4, do_sample=False, pad_token_id=1)
+        assert torch.equal(model.generate(x, **more), model.generate(x, use_cache=False, **more))
+    model.train()(x, labels=x).loss.backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.undertow.named_parameters() if "scale" in n
+    )
+    with pytest.raises(ValueError, match="quantised and cannot be saved"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("methods", METHODS.values(), ids=list(METHODS))
 def test_adapters_of_ones_own(methods, tmp_path):
     """peft on the wrapped model, what is new trained whole: one step, saved, loaded on a new copy, the same logits."""
@@ -109,3 +139,44 @@ def test_adapters_of_ones_own(methods, tmp_path):
         adapted.save_pretrained(tmp_path)
         again = peft.PeftModel.from_pretrained(ut.wrap(copy.deepcopy(base), **methods), tmp_path).eval()
         assert gap(again(input_ids=x).logits, after) < 1e-6 < 1e-3 < gap(after, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_replaced_modules_are_the_ones_that_run(when, monkeypatch):
+    """What liger-kernel does to a model: norms and MLPs replaced or rebound, the rotary function patched."""
+    from transformers.models.llama import modeling_llama
+
+    class Norm(modeling_llama.LlamaRMSNorm):
+        def forward(self, x):
+            calls.append("norm")
+            return 2 * super().forward(x)
+
+    def mlp(self, x):
+        calls.append("mlp")
+        return -type(self).forward(self, x)
+
+    def rotary(q, k, cos, sin, *more, **keywords):
+        calls.append("rotary")
+        return original(q, k, cos, sin, *more, **keywords)
+
+    def patch(lm):
+        for layer in lm.model.layers:
+            layer.input_layernorm.__class__ = Norm
+            layer.mlp.forward = mlp.__get__(layer.mlp)
+        lm.model.norm = Norm(lm.config.hidden_size)
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotary)
+
+    calls, original = [], modeling_llama.apply_rotary_pos_emb
+    torch.manual_seed(0)
+    lm, x = randomise(AutoModelForCausalLM.from_config(CONFIGS["llama"]())).eval(), ids()
+    if when == "before":
+        patch(lm)
+    model = ut.wrap(lm, time=ut.T2MLR(1, 2))
+    if when == "after":
+        patch(lm)
+    wanted = lm(x).logits
+    once = sorted(calls)
+    calls.clear()
+    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, wanted) and sorted(calls) == once
+    assert once == ["mlp"] * 4 + ["norm"] * 5 + ["rotary"] * 4

@@ -30,10 +30,16 @@ def table(
 
 
 def number(key: str, write: Callable[[float], str]) -> Cell:
-    """A cell: the mean of one number over the seeds (± its deviation, if they differ)."""
+    """A cell: the mean of one number over the seeds (± its deviation, if they differ).
+
+    Writing it raises ValueError where a result (a file that somebody changed) has something else there.
+    """
 
     def cell(found: Sequence[dict]) -> str:
         values = [result[key] for result in found if result.get(key) is not None]
+        for value in values:
+            if not isinstance(value, int | float):
+                raise ValueError(f"a result's {key} is {value!r}: must be a number")
         if not values:
             return "diverged" if any("failed" in result for result in found) else "-"
         spread = f" ± {write(statistics.stdev(values))}" if len(set(values)) > 1 else ""

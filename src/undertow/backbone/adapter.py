@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from undertow.backbone.attention import Kind, kind_of, warn_of
 from undertow.backbone.families import Tap, family_of
+from undertow.masks import Masks
 from undertow.store import take
 
 Context = Mapping[str, Tensor | tuple[Tensor, ...]]
@@ -86,23 +88,23 @@ class Backbone:
     """The view of a causal LM that the executor runs. Holds no state of its own.
 
     Raises:
-        ValueError: a family that is not supported, or an attention implementation whose masks are not ours.
+        ValueError: a family that is not supported, or an attention implementation that it cannot run with.
     """
 
     def __init__(self, lm: PreTrainedModel):
         self.lm, self.config = lm, lm.config
         self.family = family_of(lm.config.model_type)
-        if lm.config._attn_implementation != "sdpa":
-            raise ValueError(
-                f"attn_implementation={lm.config._attn_implementation!r}: only 'sdpa' is supported; "
-                "load the backbone with attn_implementation='sdpa'"
-            )
+        self.attention()
         base = getattr(lm, self.family.base)
         self.base, self.layers = base, getattr(base, self.family.layers)
-        self.final_norm = getattr(base, self.family.norm)
         self.shape = shape_of(lm.config)
         self.logit_cap: float | None = getattr(lm.config, "final_logit_softcapping", None)
         self.blank: int | None = None  # a token whose embedding is zero: something else is mixed in at its place
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the head, also if it was replaced after wrapping."""
+        return getattr(self.base, self.family.norm)
 
     def tap(self, port: str) -> Tap | None:
         """Where inside a layer a port is; None: around it, on what it is called with or returns."""
@@ -151,13 +153,34 @@ class Backbone:
         kinds = getattr(self.config, "layer_types", None)
         return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
-    def adds_masks(self, x: Tensor) -> torch.dtype | None:
-        """The type in which layers that read `x` add their mask to the scores; None where they want it boolean.
+    def attention(self) -> Kind:
+        """What masks the layers' attention takes; it may be set anew at any time (`set_attn_implementation`)."""
+        return kind_of(self.config._attn_implementation, self.family.ours)
 
-        Autocast chooses the scores' type by itself, and encodings of ours that change scores read the mask first.
+    def mask(self, masks: Masks, layer: int, positions: range, x: Tensor) -> Tensor | None:
+        """What a layer that reads `x` at some positions is given as its mask.
+
+        Boolean where autocast chooses the scores' type by itself, or where an encoding of ours that changes scores
+        reads the mask first; else a number added to the scores, which saves fused attention a conversion.
+
+        Raises:
+            ValueError: `flex_attention` with gradient on CPU, which torch does not have.
         """
+        window, kind = self.window(layer), self.attention()
+        if kind == "added":
+            name = self.config._attn_implementation
+            if name == "flex_attention" and x.requires_grad and x.device.type == "cpu":
+                raise ValueError("attn_implementation='flex_attention' has no gradient on CPU: train with 'sdpa'")
+            mask = masks.added(positions, window, x.dtype, causal=True)
+            return mask if mask is None else mask.expand(len(x), -1, -1, -1)  # flex indexes the batch
         changed = getattr(self.config, "position", None) in ("alibi", "cope", "fire")
-        return None if changed or torch.is_autocast_enabled(x.device.type) else x.dtype
+        if changed or torch.is_autocast_enabled(x.device.type):
+            mask = masks(positions, window)
+        else:
+            mask = masks.added(positions, window, x.dtype)
+        if kind == "unmasked" and mask is not None:
+            warn_of(self.config._attn_implementation)
+        return mask
 
     def layer(
         self, index: int, x_BSD: Tensor, view, mask: Tensor | None, context: Context, positions: range, repeat: int

@@ -38,7 +38,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         500: "The model failed.",
     }.items()
 }
-STREAMED = {200: {"content": {STREAM: {"schema": {"type": "string"}}}}}
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAMED = {200: {"content": {STREAM: {"schema": EVENT}}}}  # the schema is that of each event
 
 
 def build(

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from undertow.backbone.attention import attend
 from undertow.data import collate
 from undertow.recipe import Recipe
 from undertow.training import optimisers
@@ -25,6 +26,7 @@ def seconds_per_step(recipe: Recipe, data, device: str = "auto") -> float:
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         model = build_model(recipe, data.tokenizer).to(where).train()
+        attend(model, recipe.backbone.attn_implementation)
         if settings.checkpointing:
             model.gradient_checkpointing_enable()
         rows = settings.batch_size

@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from undertow import card
 from undertow import recipe as recipes
+from undertow.backbone.attention import attend
 from undertow.backbone.pretrained import load_backbone
 from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
@@ -231,6 +232,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
     where = device_of(device)
     data = open_data(recipe) if data is None else data
     model = build_model(recipe, data.tokenizer)
+    attend(model, recipe.backbone.attn_implementation)
     settings, seq_len = recipe.training, recipe.data.seq_len
     if settings.checkpointing:
         model.gradient_checkpointing_enable()
