@@ -3,13 +3,15 @@
 Reads runs/comparisons/NAME/table.json (what `undertow compare comparisons/NAME.yaml --out runs/comparisons/NAME` left,
 finished or not), writes comparisons/results/NAME.json (and NAME.png, accuracy by difficulty, of a task), and sets the
 tables in docs/results.md between their marks. Differences are taken seed by seed: against the baseline trained on as
-many tokens, and against the one trained with as many FLOPs (within a percent).
+many tokens, and against the one trained with as many FLOPs (within a percent). The sweeps `twins` and `scaling` are
+read from runs/NAME, the `retrofit` from runs/retrofit; their tables have no differences.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -30,19 +32,32 @@ KEPT = (
     "accuracy",
     "exact_accuracy",
     "failed",
+    "solved",
+    "trained_parameters",
+    "bits_text",
 )
+OTHERS = {  # not made by `undertow compare`: the command, and the columns of the table
+    "twins": ("undertow sweep recipes/sweeps/twins.yaml --out runs/twins", ("parameters", "tokens", "training_flops")),
+    "scaling": ("undertow sweep recipes/sweeps/scaling.yaml --out runs/scaling", ("parameters", "tokens")),
+    "retrofit": ("python recipes/retrofit/run.py --out runs/retrofit", ("trained_parameters", "steps")),
+}
+MEASURED = {  # what is measured, its title and digits; a column is there where any run has it
+    "bits_true": ("bits/byte, decoded truly", 4),
+    "solved": ("problems solved", 3),
+    "bits_text": ("bits/byte of prose", 4),
+}
 BASELINES = ("baseline", "plain")  # how the names of models begin that others are compared with
 MARK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def keep(runs: Path, name: str) -> dict | None:
     """What of a comparison's results is kept; None where it has not begun."""
-    table = runs / name / "table.json"
-    if not table.exists():
+    found = ran(runs, name)
+    if not found:
         return None
     models = {
         model: [{key: result[key] for key in KEPT if result.get(key) is not None} for result in results]
-        for model, results in json.loads(table.read_text()).items()
+        for model, results in found.items()
     }
     for result in [result for results in models.values() for result in results if "accuracy" in result]:
         if "exact_accuracy" in result:  # of puzzles; `accuracy` is that of cells
@@ -53,7 +68,40 @@ def keep(runs: Path, name: str) -> dict | None:
         for way in ways.values():
             way.pop("shown", None)  # the texts that were looked at are not kept
     command = f"undertow compare comparisons/{name}.yaml --out runs/comparisons/{name}"
-    return {"command": command, "models": models}
+    return {"command": OTHERS[name][0] if name in OTHERS else command, "models": models}
+
+
+def ran(runs: Path, name: str) -> dict[str, list[dict]]:
+    """The results of all models of a comparison, a sweep or the retrofit; empty where it has not begun."""
+    if name not in OTHERS:
+        table = runs / name / "table.json"
+        return json.loads(table.read_text()) if table.exists() else {}
+    folder, found = runs.parent / name, {}
+    if (folder / "pretrained.json").exists():
+        found["as it comes"] = [{"seed": 0} | json.loads((folder / "pretrained.json").read_text())]
+    if (folder / "table.json").exists():
+        return found | json.loads((folder / "table.json").read_text())
+    for row in json.loads((folder / "results.json").read_text())["rows"] if (folder / "results.json").exists() else ():
+        if "result" in row:
+            found.setdefault(row["group"], []).append(row["result"])
+    return found
+
+
+def plain_table(models: dict[str, list[dict]], sizes: Sequence[str]) -> str:
+    """Sizes and whatever was measured, without differences."""
+    runs = [one for found in models.values() for one in found]
+    shown = {key: how for key, how in MEASURED.items() if any(key in one for one in runs)}
+    if "bits_text" in shown:  # then bits per byte of the task's own few rows say nothing
+        shown.pop("bits_true", None)
+    heads = ["model", *(size.replace("_", " ").replace("flops", "FLOPs") for size in sizes), "seeds"]
+    heads += [title for title, _ in shown.values()]
+    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    for name, found in ((name, found) for name, found in models.items() if found):
+        amounts = [found[0].get(size) for size in sizes]
+        cells = [name, *("" if n is None else f"{n:,}" if n < 1e9 else f"{n:.3g}" for n in amounts), str(len(found))]
+        cells += [spread(list(measured(found, key).values()), digits=digits) for key, (_, digits) in shown.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def measured(found: Sequence[dict], key: str) -> dict[int, float]:
@@ -89,6 +137,9 @@ def reference(models: dict[str, list[dict]], name: str, key: str, tolerance: flo
 
 def table(kept: dict) -> str:
     """A comparison as a Markdown table."""
+    for command, sizes in OTHERS.values():
+        if kept["command"] == command:
+            return plain_table(kept["models"], sizes)
     models = {name: found for name, found in kept["models"].items() if found}
     solved = any("solved" in one for found in models.values() for one in found)
     metric, digits = ("solved", 3) if solved else ("bits_true", 4)
@@ -158,15 +209,19 @@ def fill(text: str, results: Path) -> str:
 
 
 def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons") -> None:
-    names = names or sorted(path.stem for path in HERE.glob("*.yaml"))
+    names = names or [*sorted(path.stem for path in HERE.glob("*.yaml")), *OTHERS]
     (HERE / "results").mkdir(exist_ok=True)
     for name in names:
         kept = keep(runs, name)
         if kept is not None:
             (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
             print(f"\n{name}\n{table(kept)}")
-            if any(isinstance(one.get("accuracy"), dict) for found in kept["models"].values() for one in found):
+            of_task = any(isinstance(one.get("accuracy"), dict) for found in kept["models"].values() for one in found)
+            drawn = runs.parent / name / f"{name}.png"  # what a sweep over budgets draws itself
+            if of_task and name not in OTHERS:
                 draw(kept, HERE / "results" / f"{name}.png")
+            elif drawn.exists():
+                shutil.copy(drawn, HERE / "results")
     if PAGE.exists():
         PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))
 
