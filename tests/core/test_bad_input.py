@@ -19,7 +19,7 @@ def bloom():
 
 
 def eager():
-    base = AutoModelForCausalLM.from_config(CONFIGS["llama"](), attn_implementation="eager")
+    base = AutoModelForCausalLM.from_config(CONFIGS["undertow_llama"](), attn_implementation="eager")
     return ut.wrap(base, time=ut.T2MLR(1, 2))
 
 

@@ -33,8 +33,8 @@ def kind_of(name: str, ours: bool) -> Kind:
         return "sdpa"
     flash = "flash" in name or is_kernel(name)
     if ours or not (flash or name in ("eager", "flex_attention")):
-        allowed = "'sdpa' alone" if ours else "'sdpa', 'eager', 'flex_attention', flash attention, kernels of the hub"
-        raise ValueError(f"attn_implementation={name!r}: this backbone allows {allowed}")
+        known = "allowed are 'sdpa', 'eager', 'flex_attention', flash attention and kernels of the hub"
+        raise ValueError(f"attn_implementation={name!r}: " + ("only 'sdpa' is supported" if ours else known))
     if not flash:
         return "added"
     whole = ALL_ATTENTION_FUNCTIONS[name]
