@@ -182,13 +182,13 @@ def test_it_is_chosen_at_loading_and_not_saved(tmp_path):
 
 @pytest.mark.parametrize("family", ["undertow_llama", "undertow_nanochat"])
 def test_ours_is_sdpa_alone(family):
-    with pytest.raises(ValueError, match="'eager': this backbone allows 'sdpa' alone"):
+    with pytest.raises(ValueError, match="'eager': only 'sdpa' is supported"):
         build(family).set_attn_implementation("eager")
 
 
 def test_an_unknown_one_is_refused():
     AttentionInterface.register("something_else", sdpa_attention_forward)
-    with pytest.raises(ValueError, match="'something_else': this backbone allows 'sdpa', 'eager'"):
+    with pytest.raises(ValueError, match="'something_else': allowed are 'sdpa', 'eager'"):
         build("llama").set_attn_implementation("something_else")
 
 
