@@ -232,6 +232,13 @@ def test_tables_of_results_are_those_that_were_measured():
     assert set(re.findall(r"<!-- results: (\w+) -->", page)) == files | set(report.OTHERS)
 
 
+def test_tables_of_benchmarks_are_those_that_were_measured():
+    page = script(ROOT / "benchmarks" / "page.py")
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert page.fill(text, ROOT / "benchmarks" / "results") == text
+    assert set(re.findall(r"<!-- (\w+) -->\n", text)) - {"end"} == set(page.BLOCKS)
+
+
 def test_pictures_of_the_explanation_show_what_the_pages_say():
     plots = script(ROOT / "docs" / "plots.py")
     plain, carried = plots.chains(6, 4), plots.chains(6, 4, source=2, target=1)
