@@ -252,6 +252,7 @@ class Training(Section):
     nonfinite: Literal["stop", "skip"] = "stop"  # at a step whose loss or gradient is not finite
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
+    compile: bool = False  # each layer, by torch.compile
     log_every: Positive = 10
     save_every: Positive = 200
     keep: Positive = 2
