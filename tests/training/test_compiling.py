@@ -8,15 +8,19 @@ import torch
 
 import undertow as ut
 from models import build, gap, gradient_gap, gradients, ids
+from undertow import store
+from undertow.backbone import adapter
 from undertow.training import compiling
 from undertow.training.compiling import compiled
 
-LOOP = ut.MiddleLoop(1, 2, 3, sample=0.5)
+DRAWN = ut.MiddleLoop(1, 1, 3, sample=0.5)
 CASES = {
-    "t2mlr": (dict(time=ut.T2MLR(1, 2)), ut.Cyclic(4, 2, adjoint=2)),
-    "lrt": (dict(time=ut.LRT(2)), ut.Interleaved(2)),
-    "loops": (dict(depth=LOOP, time=ut.T2MLR(1, 2)), ut.Cyclic(4, 2)),
-    "trm": (dict(depth=ut.TRMBlock(layers=1)), None),
+    "t2mlr, adjoint": ("llama", dict(time=ut.T2MLR(1, 1)), ut.Cyclic(4, 2, adjoint=2)),
+    "lrt": ("llama", dict(time=ut.LRT(1)), ut.Interleaved(2)),
+    "lrt, fused projection": ("gpt2", dict(time=ut.LRT(1)), ut.Interleaved(2)),
+    "loop": ("llama", dict(depth=ut.BlockLoop(2, inject=True)), None),
+    "drawn loop, t2mlr, adjoint": ("llama", dict(depth=DRAWN, time=ut.T2MLR(1, 1)), ut.Cyclic(4, 2, adjoint=2)),
+    "trm": ("llama", dict(depth=ut.TRMBlock(layers=1)), None),
 }
 
 
@@ -27,38 +31,80 @@ def counting(backend):
     return CompileCounterWithBackend(backend)
 
 
+def trained(case: str, backend: str, steps: int, checkpointing: bool = False) -> tuple[list[int], set]:
+    """Frames compiled after each step, and the depths drawn. On the way: losses and gradients are the plain model's."""
+    family, methods, schedule = CASES[case]
+    plain = build(family, **methods, num_hidden_layers=3).train()
+    if checkpointing:
+        plain.gradient_checkpointing_enable()
+    model, counter, frames, depths = copy.deepcopy(plain), counting(backend), [], set()
+    with torch.no_grad():
+        model(ids(), schedule=schedule)  # as an evaluation before training: taps are there, once
+    with compiled(model, backend=counter):
+        for step in range(steps):
+            x, found = ids(2, 12 + step % 2, seed=step), []
+            for m in (model, plain):
+                torch.manual_seed(step)
+                loss = m(x, labels=x, schedule=schedule).loss
+                found.append((loss.detach(), gradients(m, loss)))
+            (loss, gradient), (plain_loss, plain_gradient) = found
+            assert torch.stack([g.norm() for g in plain_gradient.values()]).norm() > 0.1  # there is something to equal
+            assert gap(loss, plain_loss) < 1e-6
+            assert gradient_gap(gradient, plain_gradient) < 1e-5
+            frames.append(counter.frame_count)
+            torch.manual_seed(step)
+            depths.add(model.depth.draw() if model.depth else None)
+    assert all(layer._compiled_call_impl is None for layer in model.view.layers)
+    return frames, depths
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_compiled_again_from_step_to_step(case):
-    """Other rows, lengths and drawn depths. On the way: losses and gradients are the plain model's."""
-    methods, schedule = CASES[case]
-    plain = build("llama", **methods).train()
-    model, counter, frames, depths = copy.deepcopy(plain), counting("eager"), [], set()
-    with compiled(model, backend=counter):
-        for step in range(6):
-            x, outs = ids(2, 12 + step % 2, seed=step), []
-            for m in (plain, model):
-                torch.manual_seed(step)
-                outs.append(m(x, labels=x, schedule=schedule))
-            assert gap(outs[1].loss, outs[0].loss) < 1e-6
-            assert gradient_gap(*(gradients(m, o.loss) for m, o in zip((model, plain), outs, strict=True))) < 1e-5
-            frames.append(counter.frame_count)
-            if case == "loops":
-                torch.manual_seed(step)
-                depths.add(model.depth.draw())
-    assert frames[0] > 0 and frames[2:] == [frames[2]] * 4, frames
-    assert case != "loops" or len(depths) > 2
-    assert all(layer._compiled_call_impl is None for layer in model.view.layers)
+    """Other rows, lengths and drawn depths."""
+    frames, depths = trained(case, "aot_eager", steps=6)
+    assert frames[0] > 0 and frames[2:] == [frames[1]] * 4, frames
+    assert "drawn" not in case or len(depths) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["t2mlr, adjoint", "lrt"])
+def test_checkpointed_visits_compile(case):
+    frames, _ = trained(case, "aot_eager", steps=4, checkpointing=True)
+    assert frames[0] > 0 and frames[2:] == [frames[1]] * 2, frames
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["t2mlr, adjoint", "lrt"])
+def test_generated_code_has_the_same_gradient(case):
+    trained(case, "inductor", steps=2)
+
+
+@pytest.mark.slow
+def test_a_projection_tapped_after_its_layer_ran_plain():
+    """Layers that two models share: what was compiled without a tap does not serve with one."""
+    plain = build("llama", num_hidden_layers=3).train()
+    tapped = ut.wrap(plain.backbone, time=ut.LRT(1)).double().train()
+    x, schedule = ids(), ut.Interleaved(2)
+    apart = copy.deepcopy(tapped)
+    expected = apart(x, labels=x, schedule=schedule).loss
+    with compiled(plain, backend=counting("eager")):
+        plain(x, labels=x)
+        loss = tapped(x, labels=x, schedule=schedule).loss
+    assert gap(loss, expected) < 1e-6
 
 
 @pytest.mark.slow
 def test_the_limit_is_said_once(monkeypatch, recwarn):
     monkeypatch.setattr(compiling, "LIMIT", 1)
     model, counter, x = build("llama", time=ut.T2MLR(1, 2)).train(), counting("eager"), ids()
+    expected = model(x, labels=x, schedule=ut.Cyclic(3, 1)).loss
     with compiled(model, backend=counter):
-        model(x, labels=x, schedule=ut.Cyclic(3, 1)).loss.backward()
+        loss = model(x, labels=x, schedule=ut.Cyclic(3, 1)).loss
+        loss.backward()
     said = [str(w.message) for w in recwarn if "training.compile" in str(w.message)]
-    assert said and "\n" not in said[0] and "compiled 1 times" in said[0]
+    assert len(said) == 1 and "\n" not in said[0] and "compiled 1 times" in said[0]
+    assert gap(loss, expected) < 1e-6
     assert not logging.getLogger("torch._dynamo.convert_frame").filters
 
 
@@ -66,3 +112,21 @@ def test_off_is_off():
     model = build("llama")
     with compiled(model, on=False):
         assert all(layer._compiled_call_impl is None for layer in model.view.layers)
+
+
+def test_layers_are_compiled_within_and_as_they_were_after():
+    model, before = build("llama"), (store.View.update, adapter.mix_taps)
+    with compiled(model, backend="eager"):
+        assert all(layer._compiled_call_impl is not None for layer in model.view.layers)
+        assert store.View.update is not before[0] and adapter.mix_taps is not before[1]
+    assert all(layer._compiled_call_impl is None for layer in model.view.layers)
+    assert (store.View.update, adapter.mix_taps) == before
+
+
+def test_what_cannot_be_compiled_is_one_line():
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler\nfound")
+
+    model, x = build("llama", num_hidden_layers=1), ids(1, 4)
+    with pytest.raises(ValueError, match="training.compile: no compiler found$"), compiled(model, backend=backend):
+        model(x)

@@ -17,55 +17,75 @@ import torch
 from undertow import store
 from undertow.backbone import adapter
 from undertow.model import UndertowForCausalLM
+from undertow.recipe_sections import one_line
 
 LIMIT = 64  # variants of one function: with and without mask, gradient, memory ... (torch's own limit is 8)
 
 
 @contextmanager
 def compiled(model: UndertowForCausalLM, on: bool = True, backend: str | Callable = "inductor") -> Iterator[None]:
-    """Within, the model's layers and blocks are compiled when they first run. Needs a C++ compiler (or a GPU's).
+    """Within, the model's layers and blocks are compiled when they first run.
 
     Warns, once, where torch gives a function up because it was compiled too often: it then runs as it is.
+
+    Raises:
+        ValueError: they cannot be compiled, as without a C++ compiler (or Triton, on a GPU).
     """
     if not on:
         yield
         return
-    _outside()
     names = {step.block for step in model.program.steps}
     parts = [*model.view.layers, *(module for name, module in model.undertow.items() if name in names)]
     log, said = logging.getLogger("torch._dynamo.convert_frame"), _Said()
     log.addFilter(said)
     try:
         with (
-            torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True, recompile_limit=LIMIT),
+            _outside(),
+            torch._dynamo.config.patch(
+                allow_unspec_int_on_nn_module=True,  # else each layer's number makes a variant
+                skip_nnmodule_hook_guards=False,  # a projection may be tapped after its layer ran plain
+                recompile_limit=LIMIT,
+            ),
             torch._functorch.config.patch(donated_buffer=False),  # the adjoint goes back through a layer several times
         ):
             for part in parts:
                 part.compile(dynamic=True, backend=backend)
             yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        why = error.inner_exception if isinstance(error, torch._dynamo.exc.BackendCompilerFailed) else error
+        raise ValueError(f"training.compile: {one_line(why)}") from error
     finally:
         log.removeFilter(said)
         for part in parts:
             part._compiled_call_impl = None  # what comes later (decoding) has other shapes
 
 
-def _outside() -> None:
-    """Keep what a sweep decides out of the graphs; here, since loading the compiler takes a second."""
-    if not hasattr(store.View.update, "_torchdynamo_disable"):
-        store.View.update = torch.compiler.disable(store.View.update)  # type: ignore[method-assign]
-        adapter._tap_hook = torch.compiler.disable(adapter._tap_hook)
+@contextmanager
+def _outside() -> Iterator[None]:
+    """Keep what a sweep decides out of the graphs."""
+    update, mix = store.View.update, adapter.mix_taps
+    store.View.update = torch.compiler.disable(update)  # type: ignore[method-assign]
+    adapter.mix_taps = torch.compiler.disable(mix)
+    try:
+        yield
+    finally:
+        store.View.update, adapter.mix_taps = update, mix  # type: ignore[method-assign]
 
 
 class _Said(logging.Filter):
-    """Turns torch's words about a function that was compiled too often into one warning."""
+    """Turns torch's words about functions that were compiled too often into one warning."""
+
+    done = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith("torch._dynamo hit config."):
             return True
         function = record.args[2] if isinstance(record.args, tuple) and len(record.args) > 2 else "a function"
-        warnings.warn(
-            f"training.compile: {function} was compiled {LIMIT} times, torch's limit here; in other variants it runs "
-            'uncompiled (TORCH_LOGS="recompiles" says why)',
-            stacklevel=2,
-        )
+        if not self.done:
+            self.done = True
+            warnings.warn(
+                f"training.compile: {function} was compiled {LIMIT} times, torch's limit here; what comes anew runs "
+                'uncompiled from now on (TORCH_LOGS="recompiles" says why)',
+                stacklevel=2,
+            )
         return False
