@@ -253,6 +253,7 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     skip_logits: bool = False  # in training: a chunked loss that never holds all logits (large vocabularies)
+    compile: bool = False  # each layer, by torch.compile
     log_every: Positive = 10
     save_every: Positive = 200
     keep: Positive = 2

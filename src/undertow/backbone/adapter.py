@@ -61,15 +61,20 @@ def shape_of(config) -> Shape:
 
 
 def _tap_hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook of a tapped projection: add what the executor asks for, to the declared slice only."""
+    """Forward hook of a tapped projection."""
+    return mix_taps(module, args[0], output)
+
+
+def mix_taps(module: nn.Module, a_BSD: Tensor, output: Tensor) -> Tensor:
+    """Add what the executor asks for to a projection's output, in the declared slices only; `a_BSD`: its input."""
     ports = _PORTS.get()
     for tap, heads, port in (ports or {}).get(id(module), ()):
         if tap.parts == 1:
-            output = port(output, args[0])
+            output = port(output, a_BSD)
             continue
         groups = heads if tap.by_head else 1
         split = output.unflatten(-1, (groups, tap.parts, -1))
-        mixed = port(split[..., tap.index, :].flatten(-2), args[0])
+        mixed = port(split[..., tap.index, :].flatten(-2), a_BSD)
         output = torch.select_scatter(split, mixed.unflatten(-1, (groups, -1)), -2, tap.index).flatten(-3)
     return output
 

@@ -40,6 +40,7 @@ from undertow.recipe_sections import one_line
 from undertow.tasks import Task
 from undertow.training import adapters, budget, checkpoints, optimisers, signals, trackers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
+from undertow.training.compiling import compiled
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, environment, measure, training_speed
 from undertow.training.statistics import Statistics
@@ -283,7 +284,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
     if resume and start is None:
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     try:
-        with signals.held() as asked:
+        with signals.held() as asked, compiled(model, settings.compile):
             worker.add_callback(Leave(asked))
             worker.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
