@@ -74,7 +74,21 @@ def serve(found: dict) -> str:
     return f"{table(heads, rows)}\n\n`{found['command']}`, {found['machine']}, torch {found['torch']}"
 
 
-BLOCKS: dict[str, Callable] = {"bench": bench, "growth": growth, "adjoint": adjoint, "serve": serve}
+def spent(found: dict) -> str:
+    parts = ("products", "attention", "other")
+    rows = [
+        [f"`{row['row']}`"]
+        + [f"{row[f'ours {part}']:.2f} / {row[f'theirs {part}']:.2f}" for part in parts]
+        + [f"{row['operators']:.2f}"]
+        for row in found["rows"]
+    ]
+    heads = ["row", "products, ours / theirs", "attention", "other operators", "operators run, ratio"]
+    return f"{table(heads, rows)}\n\n`{found['command']}`"
+
+
+BLOCKS: dict[str, Callable] = {
+    "bench": bench, "spent": spent, "growth": growth, "adjoint": adjoint, "serve": serve,
+}  # fmt: skip
 
 
 def fill(text: str, results: Path) -> str:

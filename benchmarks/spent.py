@@ -1,0 +1,72 @@
+"""Where the time of rows of `undertow bench` goes: `python benchmarks/spent.py benchmarks/results/spent.json ROW...`
+
+Both sides of a row run under torch's profiler, in turn, three times after one that does not count. Of each, the time in
+matrix products, in attention and in all other operators, and how many operators ran, in units of what theirs takes in
+all (0.5 is half of the other side's whole work).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from undertow.bench.rows import ROWS
+
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::_addmm_activation"}
+ROUNDS = 3
+
+
+def kind(name: str) -> str:
+    if name in PRODUCTS:
+        return "products"
+    return "attention" if "scaled_dot_product" in name else "other"
+
+
+def spent(call) -> tuple[Counter, Counter]:
+    """Microseconds and numbers of operators, by kind."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        call()
+    time, number = Counter(), Counter()
+    for event in found.key_averages():
+        time[kind(event.key)] += event.self_cpu_time_total
+        number[kind(event.key)] += event.count * event.key.startswith("aten::")
+    return time, number
+
+
+def look(name: str) -> dict:
+    row = ROWS[name]
+    work = row.make(row.size)
+    work.ours(), work.theirs()
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours.append(spent(work.ours))
+        theirs.append(spent(work.theirs))
+    whole = sum(time.total() for time, _ in theirs)
+    return {
+        "row": name,
+        "operators": round(sum(n.total() for _, n in ours) / sum(n.total() for _, n in theirs), 2),
+        **{
+            f"{side} {what}": round(sum(time[what] for time, _ in found) / whole, 3)
+            for side, found in (("ours", ours), ("theirs", theirs))
+            for what in ("products", "attention", "other")
+        },
+    }
+
+
+def main(out: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    found = []
+    for name in names:
+        found.append(look(name))
+        print(found[-1], flush=True)
+    command = f"python benchmarks/spent.py {out} {' '.join(names)}"
+    Path(out).write_text(json.dumps({"command": command, "rows": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
