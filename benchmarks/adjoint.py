@@ -14,13 +14,12 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 import undertow as ut
 from undertow.analysis import label
 from undertow.bench import work
 from undertow.bench.measure import seconds
 from undertow.bench.models import gradient_error, gradients, memory_error
+from undertow.bench.report import one_thread
 from undertow.bench.rows import STEP
 
 ROUNDS = 5
@@ -45,7 +44,7 @@ def part(gradient: dict, ours: bool) -> dict:
 
 
 def main(out: str | None = None, steps: str = str(STEP.steps)):
-    torch.set_num_threads(1)
+    one_thread()
     model, x, memory, true = work.strong(replace(STEP, steps=int(steps)))
     gate = {n: float(p.detach()) for n, p in model.named_parameters() if p.numel() == 1}
     print(f"trained {steps} steps", gate)

@@ -12,9 +12,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
+from undertow.bench.report import one_thread
 from undertow.bench.rows import ROWS
 
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::_addmm_activation"}
@@ -59,7 +59,7 @@ def look(name: str) -> dict:
 
 
 def main(out: str, *names: str) -> None:
-    torch.set_num_threads(1)
+    one_thread()
     found = []
     for name in names:
         found.append(look(name))
