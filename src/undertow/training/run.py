@@ -231,6 +231,8 @@ def train(
 
 def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: Sequence[TrainerCallback], data) -> dict:
     where = device_of(device)
+    if where.type == "cpu":
+        torch.set_flush_denormal(True)  # gradients leave numbers near zero behind, which a CPU computes with slowly
     data = open_data(recipe) if data is None else data
     model = build_model(recipe, data.tokenizer)
     attend(model, recipe.backbone.attn_implementation)
