@@ -18,7 +18,7 @@ class Masks:
     def __init__(self, T: int, past: int, documents: Tensor | None, device: torch.device, prefix: Tensor | None = None):
         self.T, self.past, self.documents, self.device, self.prefix = T, past, documents, device, prefix
         self._made: dict[tuple, Tensor | None] = {}
-        self._added: dict[tuple, Tensor] = {}
+        self._added: dict[tuple, Tensor | None] = {}
 
     def __call__(self, positions: range, window: int | None, prefix: bool = False) -> Tensor | None:
         """`allowed_B1SK`, or None where plain causal attention (or no restriction at all) says the same."""
@@ -38,13 +38,17 @@ class Masks:
 
         `causal`: for attention that sees everything without a mask. None is then only what the newest token alone gets.
         """
-        allowed, key = self(positions, window), (positions, window, dtype)
-        if allowed is None and causal and len(positions) > 1:
-            allowed = self._causal(positions, self.past + positions.stop, None)
-        if allowed is not None and key not in self._added:
-            added = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
-            self._added[key] = added.masked_fill_(~allowed, float("-inf"))
-        return None if allowed is None else self._added[key]
+        key = (positions, window, dtype, causal)
+        if key not in self._added:
+            allowed = self(positions, window)
+            if allowed is None and causal and len(positions) > 1:
+                allowed = self._causal(positions, self.past + positions.stop, None)
+            if allowed is None:
+                self._added[key] = None
+            else:
+                added = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+                self._added[key] = added.masked_fill_(~allowed, float("-inf"))
+        return self._added[key]
 
     def _same(self, positions: range, keys: int) -> Tensor:
         """`_BSK`: whether query and key lie in the same document."""
