@@ -66,7 +66,6 @@ def live_pass(
 
     everywhere, grad, k = seq.everywhere, torch.is_grad_enabled(), schedule.adjoint
     r = shifted(memory, seq, everywhere).detach()
-    solved = dict(written)
     frame = Frame(everywhere, r.requires_grad_() if grad else r, mixed_where(seq, everywhere))
     rows = executor.steps(executor.program.span, state, frame, seq, written)
     settles = schedule.settle and executor.program.carries  # then the carries' own chain is part of the pass
@@ -82,7 +81,7 @@ def live_pass(
     if k:
         cyclic = isinstance(schedule, Cyclic | Converge) and schedule.solve == "cyclic"
         G = schedule.G if isinstance(schedule, Cyclic | Converge) else SUBSETS
-        rounds = _Cyclic(executor, k if cyclic else None, G, r.detach(), state, seq, solved)
+        rounds = _Cyclic(executor, k if cyclic else None, G, r.detach(), state, seq, written)
         solve = rounds if cyclic else _Parallel(k, r, after, tuple(spanned.values()), None if settles else rounds)
     r, *outs = _Adjoint.apply(solve, after, r, *spanned.values())
     return replace(frame, memory_BSND=r, carried={}), left, dict(zip(spanned, outs, strict=True))

@@ -22,6 +22,7 @@ from undertow.agree import moved
 from undertow.backbone.adapter import Backbone, tapped
 from undertow.edges import Edge, Program, output_of
 from undertow.frames import Frame, Readout, Sequence, Trace
+from undertow.maps import silent
 from undertow.mixers import HeadGate, Mixer
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed, settled
@@ -137,7 +138,8 @@ class Executor:
         if m is not None and sweep.border:
             m = torch.cat([m[:, :1], torch.zeros_like(m[:, 1:])], 1)
         where, zero = mixed_where(seq, sweep.positions), memory is None and seq.begins
-        return Frame(sweep.positions, m, where, mixed=sweep.mixed, zero=zero)
+        unread = zero and not (sweep.only and torch.is_grad_enabled())
+        return Frame(sweep.positions, m, where, mixed=sweep.mixed, zero=zero, unread=unread)
 
     def _steady(self, state: Mapping[str, Tensor], seq: Sequence) -> dict[str, Tensor]:
         """What no sweep changes although a sweep needs it: the mixer's own share of the head's states, by register.
@@ -183,7 +185,7 @@ class Executor:
             if not edges:
                 continue
             x, carried = first.entered[step.index]
-            carried = {edge: take(m, frame.positions) for edge, m in carried.items()}
+            carried = {edge: m if m is None else take(m, frame.positions) for edge, m in carried.items()}
             carried |= {edge: self._carried(edge, {}, frame) for edge in edges}
             x = self._around(step, "input", take(x, frame.positions), carried, frame)
             view = View(None, written[step.slot][0], frame.positions, shares=False, only=True)
@@ -281,18 +283,24 @@ class Executor:
             x = mixed
         return x
 
-    def _carried(self, edge: Edge, state: Mapping, frame: Frame) -> Tensor:
-        """What an edge brings: the source's output now (delay 0) or the memory (delay 1), projected once per sweep."""
+    def _carried(self, edge: Edge, state: Mapping, frame: Frame) -> Tensor | None:
+        """What an edge brings: the source's output now (delay 0) or the memory (delay 1), projected once per sweep.
+
+        None: the memory is zero, and that is all the mixer needs to know.
+        """
         if edge.delay == 0:
             m = state[output_of(edge.source)]
             return m if edge.project is None else self.modules[edge.project](m)
+        project = None if edge.project is None else self.modules[edge.project]
+        if frame.unread and silent(self.modules[edge.mixer], project):
+            return None
         n = self.program.memories.index(edge.memory)
         key = (n, edge.project, torch.is_grad_enabled())  # what a round without gradient made has none to give
         if key not in frame.carried:
             assert frame.memory_BSND is not None, "a frame whose steps read the memory has it"
             m = frame.memory_BSND[:, :, n]
-            if edge.project is not None:
-                rows = self.modules[edge.project](m[:1, :1] if frame.zero else m)
+            if project is not None:
+                rows = project(m[:1, :1] if frame.zero else m)
                 m = rows.expand(*m.shape[:2], -1)
             frame.carried[key] = m
         return frame.carried[key]

@@ -38,8 +38,9 @@ class Sequence:
 class Frame:
     """What one sweep sees: its positions, the memory entering them, and where that may be mixed in.
 
-    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all. `put`:
-    how keys and values get into their buffers, by `write` or `overwrite`.
+    `mixed=False`: nowhere. `zero`: the memory is known to be zero everywhere, so that one row of it says all.
+    `unread`: and nobody needs to read that where it changes nothing. `put`: how keys and values get into their buffers,
+    by `write` or `overwrite`.
     """
 
     positions: range
@@ -49,6 +50,7 @@ class Frame:
     entered: dict[int, tuple] | None = None  # step -> its input and what edges brought it, if a refresh needs them
     mixed: bool = True
     zero: bool = False
+    unread: bool = False
     put: Callable = field(default_factory=lambda: write)
 
 

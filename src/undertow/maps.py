@@ -58,3 +58,9 @@ def gamma(width: int, rezero: bool, vector: bool) -> nn.Parameter | None:
     if vector and not rezero:
         raise ValueError("vector=True: the gammas are there with rezero=True only")
     return nn.Parameter(torch.zeros(width if vector else 1)) if rezero else None
+
+
+def silent(mixer: nn.Module, project: nn.Module | None) -> bool:
+    """Whether a memory of zeros adds nothing through a map and a mixer, so that the mixer may be given None instead."""
+    unbiased = project is None or (isinstance(project, nn.Linear) and project.bias is None)
+    return unbiased and getattr(mixer, "takes_none", False)

@@ -2,7 +2,8 @@
 
 `x` is what the port holds, `m` the carried state (already projected, if its edge says so) and `a` the input of the
 key or value projection (ports `key` and `value`; elsewhere `a` is `x`). Carries, `U(source, memory) -> memory`, and
-the start vectors of registers live here too. Each has the published initialisation; `retrofit=True` makes it the
+the start vectors of registers live here too. One with `takes_none` also takes None for a memory that is known to be
+zero, and says what is left of x. Each has the published initialisation; `retrofit=True` makes it the
 identity at the start, bit for bit, so that a pretrained model's logits do not move until it is trained.
 """
 
@@ -50,19 +51,23 @@ class Start(nn.Module):
 class Add(nn.Module):
     """`x + m`: input injection (ILR block recurrence; Huginn, arXiv 2502.05171, in its additive form)."""
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        return x + m
+    takes_none = True
+
+    def forward(self, x: Tensor, m: Tensor | None, a: Tensor) -> Tensor:
+        return x if m is None else x + m
 
 
 class Scaled(nn.Module):
     """`x + s m` with a learned scalar s (LRT's residual injection; input injection into a pretrained model)."""
 
+    takes_none = True
+
     def __init__(self, start: float = 0.0):
         super().__init__()
         self.scale = nn.Parameter(torch.full((1,), start))
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor) -> Tensor:
-        return x + self.scale * m
+    def forward(self, x: Tensor, m: Tensor | None, a: Tensor) -> Tensor:
+        return x if m is None else x + self.scale * m
 
 
 class HeadGate(nn.Module):
@@ -71,6 +76,8 @@ class HeadGate(nn.Module):
     `(g_loc, g_mem) = 2 sig(W_g a)`, W_g zero at the start: both gates exactly 1. One serves a layer's keys and values.
     `channels`: how many of `a`, from the first, the gates read (None: all). `retrofit`: `x + tanh(s) (mix - x)`, s = 0.
     """
+
+    takes_none = True
 
     def __init__(self, width: int, kv_heads: int, retrofit: bool, channels: int | None = None):
         super().__init__()
@@ -86,15 +93,17 @@ class HeadGate(nn.Module):
         gates = half + half  # a sum, not `2 *`: a number is made into a tensor first, which counts at one token
         return gates.view(*a.shape[:-1], 2, self.kv_heads, 1).unbind(-3)
 
-    def gates(self, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+    def gates(self, x: Tensor, m: Tensor | None, a: Tensor) -> dict[str, Tensor]:
         """`x` and `m`: g_loc and g_mem, `_BSG` each."""
         return {name: g[..., 0] for name, g in zip("xm", self.read(a), strict=True)}
 
-    def forward(self, x: Tensor, m: Tensor, a: Tensor, read: tuple[Tensor, ...] | None = None) -> Tensor:
+    def forward(self, x: Tensor, m: Tensor | None, a: Tensor, read: tuple[Tensor, ...] | None = None) -> Tensor:
         """`read`: the gates, where they were made before."""
         g_x, g_m = self.read(a) if read is None else read
-        x_BSGE, m_BSGE = (y.view(*y.shape[:-1], self.kv_heads, -1) for y in (x, m))
-        mixed = torch.addcmul(g_x * x_BSGE, g_m, m_BSGE).view(x.shape)
+        mixed_BSGE = g_x * x.view(*x.shape[:-1], self.kv_heads, -1)
+        if m is not None:
+            mixed_BSGE = torch.addcmul(mixed_BSGE, g_m, m.view(*m.shape[:-1], self.kv_heads, -1))
+        mixed = mixed_BSGE.view(x.shape)
         return mixed if self.scale is None else opened(x, mixed, self.scale)
 
 

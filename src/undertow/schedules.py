@@ -29,6 +29,7 @@ class Sweep:
     measure: bool = False  # the schedule wants the change of the memory as the answer
     refresh: bool = False  # no sweep: only what the memory adds to the keys and values at `positions` is renewed
     settle: bool = False  # no sweep: only the carries run, over all positions with the newest sources
+    only: bool = False  # no other follows, so that in training every parameter takes part in this one
 
 
 Sweeps = Generator[Sweep, float | None, float | None]
@@ -201,7 +202,7 @@ class Jacobi(Schedule):
         weights = [0.0] * self.K + [1.0] if self.loss == "last" else _weights(self.loss, self.K + 1, "Jacobi")
         for k in range(self.K + 1 if self.adjoint is None else self.K):
             live = self.adjoint is None and (self.backward is None or self.K - k <= self.backward)
-            yield Sweep(range(T), weights[k], grad=live, mixed=k > 0 or self.start == "zero")
+            yield Sweep(range(T), weights[k], live, mixed=k > 0 or self.start == "zero", only=self.K == 0)
             if self.settle:
                 yield Sweep(range(T), grad=live, settle=True)
 

@@ -224,7 +224,10 @@ def test_a_memory_of_zeros_is_not_projected():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, a, y: calls.append(a[0].shape[:2].numel()))
     forward(model, ut.Jacobi(0))
-    assert sum(calls) <= 2 * LAYERS  # a row each at most
+    assert calls == [1] * 2 * LAYERS  # a row each: in training the only sweep reaches every parameter
+    calls.clear()
+    forward(model, ut.Jacobi(1))
+    assert calls == [2 * T] * 2 * LAYERS  # of the second sweep; the first needs none
 
 
 def test_a_layers_gates_are_made_once():

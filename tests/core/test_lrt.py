@@ -10,6 +10,7 @@ import matrix
 import undertow as ut
 from matrix import Case, T
 from models import TOLERANCE, V, build, gap, gradient_gap, gradients, ids
+from undertow import reference
 
 FAMILY = "undertow_nanochat"
 EXACT = TOLERANCE[FAMILY]
@@ -361,6 +362,29 @@ def test_wrong_fields(fields, says):
 def test_more_gate_channels_than_width():
     with pytest.raises(ValueError, match="gate_channels=33: the model has a width of 32"):
         build(FAMILY, time=ut.LRT(gate_channels=33))
+
+
+# ---------------------------------------------------------------------- a memory that is known to be zero
+
+
+def test_a_single_sweep_reaches_every_parameter():
+    """What a memory of zeros adds is left out, but not in training where no other sweep follows (DDP waits for all)."""
+    model, x = build(FAMILY, time=ut.LRT()), ids()
+    for schedule in (ut.Jacobi(0), ut.Jacobi(1), ut.Interleaved(2)):
+        model.zero_grad()
+        model(x, labels=x, schedule=schedule).loss.backward()
+        assert all(p.grad is not None for p in model.undertow.parameters()), schedule
+
+
+def test_a_map_with_a_bias_is_not_left_out():
+    """It makes something of zeros, which the definition says too."""
+    model, x = build(FAMILY, time=ut.LRT()), ids()
+    for port in ("key", "value"):
+        old = model.undertow[f"memory_{port}"]
+        model.undertow[f"memory_{port}"] = torch.nn.Linear(old.in_features, old.out_features).double()
+    for schedule in (ut.Jacobi(0), ut.Jacobi(1)):
+        with torch.no_grad():
+            assert gap(model(x, schedule=schedule).logits, reference.sweep(model, schedule, x)[0]) < 1e-10
 
 
 # ---------------------------------------------------------------------- the matrix, beyond tests/test_matrix.py

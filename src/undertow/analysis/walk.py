@@ -17,6 +17,7 @@ from undertow import plan
 from undertow.analysis.weights import Weights, block_of, weights_of
 from undertow.edges import Edge, output_of
 from undertow.execute import half_of
+from undertow.maps import silent
 from undertow.mixers import HeadGate, Mixer
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Cyclic, Jacobi, Schedule
@@ -45,6 +46,7 @@ class _Frame:
     refresh: bool = False
     mixed: bool = True
     zero: bool = False
+    only: bool = False
     entered: dict[int, tuple] | None = None
     memory: Node = None
     carried: dict[tuple, Node] = field(default_factory=dict)  # projections of the memory made so far
@@ -63,7 +65,7 @@ def _frames(schedule: Schedule, T: int, past: int) -> list[_Frame]:
         keys = past + (positions.stop if positions.step == 1 else T)
         grad = sweep.grad and schedule.adjoint is None
         zero = not frames and not past
-        frame = _Frame(rows, rows * keys, positions == range(T), grad, sweep.refresh, sweep.mixed, zero)
+        frame = _Frame(rows, rows * keys, positions == range(T), grad, sweep.refresh, sweep.mixed, zero, sweep.only)
         alike = [(f.whole, f.grad, f.refresh, f.mixed, f.zero) for f in (*frames[-2:], frame)]
         if len(alike) == 3 and len(set(alike)) == 1:
             last = frames.pop()
@@ -345,6 +347,10 @@ class Walk:
     def carried(self, edge: Edge, state: State, frame: _Frame) -> Node:
         """What an edge brings: the memory projected once a sweep, a state of the same token every time."""
         source = frame.memory if edge.delay else state[output_of(edge.source)]
+        modules = self.model.undertow
+        unread = frame.zero and edge.delay and not (frame.only and self.grad)
+        if unread and silent(modules[edge.mixer], None if edge.project is None else modules[edge.project]):
+            return None
         if edge.project is None:
             return source
         key = (edge.memory, edge.project, edge.delay, self.grad)

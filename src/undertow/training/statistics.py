@@ -43,8 +43,10 @@ class Statistics(TrainerCallback):
         return found
 
     def _recorder(self, name: str):
-        def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            self.calls[name] = tuple(x.detach() for x in (*arguments, output))
+        def record(module: nn.Module, arguments: tuple[Tensor | None, ...], output: Tensor) -> None:
+            if arguments[1] is None:  # a memory of zeros, left out: a later sweep mixes one
+                return
+            self.calls[name] = tuple(x.detach() for x in (*arguments, output) if x is not None)
 
         return record
 
@@ -84,7 +86,7 @@ def statistics(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor, y: Tensor) -> 
     return values | {name: value.reshape(()) for name, value in scalars.items()}
 
 
-def gates_of(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Tensor]:
+def gates_of(mixer: nn.Module, x: Tensor, m: Tensor | None, a: Tensor) -> dict[str, Tensor]:
     """The mixer's gates again, without dropout, so that no random number is drawn; none of a mixer that has none.
 
     Outside autocast: its cache of cast weights must not come to hold any without gradient.
@@ -95,6 +97,6 @@ def gates_of(mixer: nn.Module, x: Tensor, m: Tensor, a: Tensor) -> dict[str, Ten
     mixer.eval()
     try:
         with torch.autocast(x.device.type, enabled=False):
-            return mixer.gates(x.to(dtype), m.to(dtype), a.to(dtype))  # type: ignore[operator]
+            return mixer.gates(x.to(dtype), None if m is None else m.to(dtype), a.to(dtype))  # type: ignore[operator]
     finally:
         mixer.train(training)
