@@ -1,8 +1,8 @@
 """Where the time of rows of `undertow bench` goes: `python benchmarks/spent.py benchmarks/results/spent.json ROW...`
 
 Both sides of a row run under torch's profiler, in turn, three times after one that does not count. Of each, the time in
-matrix products, in attention and in all other operators, and how many operators ran, in units of what theirs takes in
-all (0.5 is half of the other side's whole work).
+matrix products, in attention and in all other operators, in units of what theirs takes in all (0.5 is half of the other
+side's whole work); then how many operators ran and how many FLOPs torch counts, ours over theirs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from undertow.bench.report import one_thread
 from undertow.bench.rows import ROWS
@@ -38,6 +39,12 @@ def spent(call) -> tuple[Counter, Counter]:
     return time, number
 
 
+def flops(call) -> int:
+    with FlopCounterMode(display=False) as counted:
+        call()
+    return counted.get_total_flops()
+
+
 def look(name: str) -> dict:
     row = ROWS[name]
     work = row.make(row.size)
@@ -46,10 +53,12 @@ def look(name: str) -> dict:
     for _ in range(ROUNDS):
         ours.append(spent(work.ours))
         theirs.append(spent(work.theirs))
+    counted = flops(work.ours) / flops(work.theirs)
     whole = sum(time.total() for time, _ in theirs)
     return {
         "row": name,
         "operators": round(sum(n.total() for _, n in ours) / sum(n.total() for _, n in theirs), 2),
+        "flops": round(counted, 2),
         **{
             f"{side} {what}": round(sum(time[what] for time, _ in found) / whole, 3)
             for side, found in (("ours", ours), ("theirs", theirs))
