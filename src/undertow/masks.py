@@ -1,4 +1,9 @@
-"""Which keys the queries of a sweep may see."""
+"""Which keys the queries of a sweep may see.
+
+Where only the distance between query and key counts, the strided subsets of a sequence see the same staircase, each
+moved by one key. So one mask of T/G rows serves all G of them, each by a view of its own columns: they would fill T^2
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ class Masks:
         self.T, self.past, self.documents, self.device, self.prefix = T, past, documents, device, prefix
         self._made: dict[tuple, Tensor | None] = {}
         self._added: dict[tuple, Tensor | None] = {}
+        self._stairs: dict[tuple, Tensor] = {}
 
     def __call__(self, positions: range, window: int | None, prefix: bool = False) -> Tensor | None:
         """`allowed_B1SK`, or None where plain causal attention (or no restriction at all) says the same."""
@@ -45,9 +51,10 @@ class Masks:
                 allowed = self._causal(positions, self.past + positions.stop, None)
             if allowed is None:
                 self._added[key] = None
+            elif self._shared(positions):
+                self._added[key] = self._staircase(positions, window, dtype)
             else:
-                added = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
-                self._added[key] = added.masked_fill_(~allowed, float("-inf"))
+                self._added[key] = _number(allowed, dtype)
         return self._added[key]
 
     def _same(self, positions: range, keys: int) -> Tensor:
@@ -64,7 +71,27 @@ class Masks:
                 return None
         return self._causal(positions, keys, window)
 
+    def _staircase(self, positions: range, window: int | None, dtype: torch.dtype = torch.bool) -> Tensor:
+        """The mask of a strided subset, boolean or a number to add: its columns of the one that all subsets share."""
+        G, keys = positions.step, self.past + self.T
+        key, plain = (G, window, dtype), (G, window, torch.bool)
+        if plain not in self._stairs:
+            last_S1 = self.past + G - 1 + torch.arange(0, self.T, G, device=self.device)[:, None]
+            # Rows of an odd length: attention that needs aligned rows then copies them, wherever a subset's begin.
+            distance_SK = last_S1 - torch.arange((keys + G) | 1, device=self.device)
+            self._stairs[plain] = distance_SK >= 0 if window is None else (distance_SK >= 0) & (distance_SK < window)
+        if key not in self._stairs:
+            self._stairs[key] = _number(self._stairs[plain], dtype)
+        first = G - 1 - positions.start
+        return self._stairs[key][None, None, : len(positions), first : first + keys]
+
+    def _shared(self, positions: range) -> bool:
+        """Whether a staircase says what these positions see."""
+        return self.documents is None and positions.start < positions.step > 1
+
     def _causal(self, positions: range, keys: int, window: int | None) -> Tensor:
+        if self._shared(positions):
+            return self._staircase(positions, window)
         q_S1 = self.past + torch.arange(positions.start, positions.stop, positions.step, device=self.device)[:, None]
         k_1K = torch.arange(keys, device=self.device)[None]
         allowed = (k_1K <= q_S1)[None]
@@ -73,3 +100,8 @@ class Masks:
         if self.documents is not None:
             allowed = allowed & self._same(positions, keys)
         return allowed[:, None]
+
+
+def _number(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where allowed, else -inf."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))

@@ -6,8 +6,8 @@ and writes, where its keys and values go, its mask. The executor is the definiti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from undertow.backbone import adapter
 from undertow.backbone.adapter import tapped
 from undertow.cache import Place, Room, UndertowCache
 from undertow.edges import Edge, Program, output_of
@@ -252,9 +253,27 @@ class _Port:
         return self.visit.mixed(self.mixes, x, a, self.visit.token)
 
 
-def compiling(on: bool) -> AbstractContextManager:
-    """Around steps of compiled layers: what is compiled for one layer serves all, whatever number a layer has."""
-    return torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True) if on else nullcontext()
+@contextmanager
+def compiling(on: bool) -> Iterator[None]:
+    """Around steps of compiled layers: what is compiled for one layer serves all, whatever number a layer has.
+
+    A layer is left where something is mixed into its projections: that differs from layer to layer.
+    """
+    if not on:
+        yield
+        return
+    mix, adapter.mix_taps = adapter.mix_taps, _uncompiled()
+    try:
+        with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+            yield
+    finally:
+        adapter.mix_taps = mix
+
+
+@cache
+def _uncompiled() -> Callable:
+    """One for all decoding: another one would be another program."""
+    return torch.compiler.disable(adapter.mix_taps)
 
 
 @cache

@@ -8,6 +8,7 @@ import undertow as ut
 from models import build, gap, gradient_gap, gradients, ids
 from undertow import reference
 from undertow.masks import Masks
+from undertow.schedules import strided
 from undertow.store import overwrite, write
 
 T = 12
@@ -146,6 +147,23 @@ def test_masks_that_are_added_say_what_boolean_ones_do(window):
             assert (allowed is None) == (added is None)
             if allowed is not None:
                 assert torch.equal(added == 0, allowed) and torch.equal(added.isneginf(), ~allowed)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("G", [2, 3, 16, 40])
+def test_subsets_share_one_mask(G, past, window):
+    """The definition, a comparison of positions; and all subsets together hold no more than T/G rows."""
+    T = 31
+    masks, seen = Masks(T, past, None, torch.device("cpu")), {}
+    for positions in strided(T, G):
+        distance = past + torch.tensor(positions)[:, None] - torch.arange(past + T)
+        expected = (distance >= 0) & (distance < (window or T + past))
+        assert torch.equal(masks(positions, window)[0, 0], expected)
+        added = masks.added(positions, window, torch.float64)
+        assert torch.equal(added[0, 0] == 0, expected) and torch.equal(added[0, 0].isneginf(), ~expected)
+        seen[added.untyped_storage().data_ptr()] = added.untyped_storage().nbytes()
+    assert sum(seen.values()) <= 8 * len(range(0, T, G)) * (past + T + G + 1)
 
 
 @pytest.mark.parametrize("time", [ut.T2MLR(1, 2, carry="residual"), ut.LRT(2)], ids=["t2mlr", "lrt"])
