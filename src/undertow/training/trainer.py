@@ -133,8 +133,8 @@ class UndertowTrainer(Trainer):
         if self.skip_logits and model.training:
             inputs = inputs | {"skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        # A micro-batch whose loss was divided by the whole batch's labels shows its share of it.
-        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+        # A micro-batch whose loss was divided by the labels of all micro-batches and processes shows its share of them.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps * self.args.world_size
         if model.training and outputs.sweep_losses is not None and len(outputs.sweep_losses) > 1:
             self._parts.setdefault("sweep_loss", []).append(outputs.sweep_losses.detach().float() * share)
         if model.training and outputs.future_losses is not None:
@@ -227,7 +227,7 @@ class UndertowTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, seen in self._parts.items():
-                logs.update({f"{name}_{i}": value for i, value in enumerate(torch.stack(seen).mean(0).tolist())})
+                logs.update({f"{name}_{i}": value for i, value in enumerate(self._means(seen))})
             self._parts.clear()
             if self._skipped:
                 steps = self.state.global_step - self._last_logged
@@ -238,6 +238,12 @@ class UndertowTrainer(Trainer):
                     logs["loss"] *= steps / (steps - logs["skipped"])
             self._last_logged = self.state.global_step
         super().log(logs, start_time)
+
+    def _means(self, seen: list[torch.Tensor]) -> list[float]:
+        """Of the first loss of each forward, of the second ...: forwards of drawn depths have different numbers."""
+        longest = max(map(len, seen))
+        means = torch.stack([torch.stack([part[i] for part in seen if len(part) > i]).mean() for i in range(longest)])
+        return self.accelerator.reduce(means, "mean").tolist()  # each process saw its rows
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Run `measure` on the model; its numbers are logged under `eval_`."""
@@ -286,7 +292,7 @@ class UndertowTrainer(Trainer):
     def _leave_for_later(self, folder: Path) -> None:
         """Write into a checkpoint what was summed up since the last log: the next one is the mean of all of it."""
         if self.state.global_step > self._globalstep_last_logged:
-            parts = {name: torch.stack(seen).tolist() for name, seen in self._parts.items() if seen}
+            parts = {name: [part.tolist() for part in seen] for name, seen in self._parts.items() if seen}
             left = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "parts": parts}
             path = folder / f"unlogged_{self.args.process_index}.json"
             path.write_text(json.dumps(left | {"skipped": self._skipped}))
@@ -299,7 +305,8 @@ class UndertowTrainer(Trainer):
             self._tr_loss += left["loss"]
             self._last_logged = self._globalstep_last_logged = left["since"]
             self._parts = {
-                name: list(torch.tensor(seen, device=self.args.device)) for name, seen in left["parts"].items()
+                name: [torch.tensor(part, device=self.args.device) for part in seen]
+                for name, seen in left["parts"].items()
             }
             self._skipped = left["skipped"]
 
