@@ -13,10 +13,12 @@ from training_runs import Kill, losses, trained, weights
 
 import tiny_tasks
 from commands import call
+from undertow import recipe as recipes
 from undertow.data import collate
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import TASKS
 from undertow.training import run
+from undertow.training.callbacks import read_metrics
 
 TESTS = Path(__file__).parents[1]
 STREAM = {"source": "Pages(count=120)", "stream": True, "documents": 12}
@@ -141,6 +143,48 @@ def test_two_processes_read_alternate_batches_and_resume(values, tmp_path):
     _torchrun(2, tmp_path / "two.yaml", tmp_path / "killed", resume=True)
     assert same_weights(tmp_path / "killed", tmp_path / "two")
     assert losses(tmp_path / "killed") == losses(tmp_path / "two")
+
+
+DRAWN = {"time": "T2MLR(0, 1)", "schedule": {"kind": "Jacobi", "K": 3, "sample": [1, 2, 3], "loss": "mean"}}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(values, tmp_path):
+    """The rows of a step dealt out anew: the same losses, of drawn sweeps too, up to the order of sums."""
+    values = values | DRAWN | {"backbone": values["backbone"] | {"attention_dropout": 0.0}}
+    made = {
+        n: parse(values, "Sums()", batch_size=4 // n, accumulation=2, max_steps=8, save_every=3, log_every=2)
+        for n in (1, 2)
+    }
+    trained(made[1], tmp_path / "whole")
+    for before, after in ((1, 2), (2, 1)):
+        folder = tmp_path / str(before)
+        for ranks, more in ((before, {"kill": 5}), (after, {"resume": True})):
+            made[ranks].save(tmp_path / "recipe.yaml")
+            _torchrun(ranks, tmp_path / "recipe.yaml", folder, **more)
+        lines, expected = (read_metrics(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
+        assert [line["step"] for line in lines] == [line["step"] for line in expected]
+        for mine, other in zip(lines, expected, strict=True):
+            wanted = {key: x for key, x in other.items() if "loss" in key}
+            assert {key: mine[key] for key in wanted} == pytest.approx(wanted, abs=2e-5)
+        a, b = weights(folder), weights(tmp_path / "whole")
+        assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in b)
+    assert any("sweep_loss_3" in line for line in lines)
+
+
+def test_a_step_keeps_its_rows(values, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(parse(values, "Sums()", batch_size=4, save_every=1), tmp_path, callbacks=[Kill(2)])
+    for batch_size, accumulation in ((2, 2), (1, 4), (4, 1)):
+        dealt = parse(values, "Sums()", batch_size=batch_size, accumulation=accumulation, save_every=1)
+        run.folder_for(dealt, tmp_path, resume=True)
+    other = parse(values, "Sums()", batch_size=2, save_every=1)
+    with pytest.raises(RecipeError, match="cannot resume, a step has 4 rows there and 2 here .*2 x accumulation 1 x 1"):
+        run.folder_for(other, tmp_path, resume=True)
+    assert recipes.load(tmp_path).training.batch_size == 4  # the one refused was not written
+    (tmp_path / "checkpoints" / "checkpoint-1" / "step.json").write_text("{")
+    with pytest.raises(RecipeError, match="cannot resume, training.batch_size is 4 there and 2 here"):
+        run.folder_for(other, tmp_path, resume=True)
 
 
 SCRIPT = """

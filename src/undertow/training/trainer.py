@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import safe_globals
 
 from undertow.recipe import Training
 from undertow.recipe_sections import one_line
@@ -278,6 +279,10 @@ class UndertowTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self._leave_for_later(self.folder / checkpoints.PART / target.name)
+            if self.args.should_save:
+                rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+                said = json.dumps({"rows": rows, "processes": self.args.world_size})
+                (self.folder / checkpoints.PART / target.name / checkpoints.STEP).write_text(said)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.finish(target)
@@ -298,17 +303,22 @@ class UndertowTrainer(Trainer):
             path.write_text(json.dumps(left | {"skipped": self._skipped}))
 
     def _take_up(self, folder: Path) -> None:
-        path = folder / f"unlogged_{self.args.process_index}.json"
+        """Go on from those sums; where another number of processes left them, each takes their mean."""
+        paths = sorted(folder.glob("unlogged_*.json"))
         self._last_logged = self.state.global_step
-        if path.exists():
-            left = json.loads(path.read_text())
-            self._tr_loss += left["loss"]
-            self._last_logged = self._globalstep_last_logged = left["since"]
-            self._parts = {
-                name: [torch.tensor(part, device=self.args.device) for part in seen]
-                for name, seen in left["parts"].items()
-            }
-            self._skipped = left["skipped"]
+        if not paths:
+            return
+        if len(paths) == self.args.world_size:
+            paths = [folder / f"unlogged_{self.args.process_index}.json"]
+        left = [json.loads(path.read_text()) for path in paths]
+        self._tr_loss += sum(one["loss"] for one in left) / len(left)
+        self._last_logged = self._globalstep_last_logged = left[0]["since"]
+        self._parts = {
+            name: [torch.tensor(same, device=self.args.device).mean(0) for same in zip(*every, strict=True)]
+            for name in left[0]["parts"]
+            if (every := [one["parts"][name] for one in left])
+        }
+        self._skipped = left[0]["skipped"]
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         with _loading(checkpoint):  # with `weights_only`, as everything of a checkpoint: no pickled code ever runs
@@ -318,6 +328,16 @@ class UndertowTrainer(Trainer):
     def _load_rng_state(self, checkpoint) -> None:
         with _loading(checkpoint):
             super()._load_rng_state(checkpoint)
+            if checkpoint is not None:
+                self._draw_on(Path(checkpoint))
+
+    def _draw_on(self, checkpoint: Path) -> None:
+        """A process that has no generator's state here (another number of them saved) goes on from the first's."""
+        name = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+        if not (checkpoint / name).exists():
+            first = min(checkpoint.glob("rng_state*.pth"))  # rng_state.pth of one process, rng_state_0.pth of several
+            with safe_globals():
+                torch.random.set_rng_state(torch.load(first, weights_only=True)["cpu"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         with _loading(resume_from_checkpoint):
