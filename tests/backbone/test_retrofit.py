@@ -1,6 +1,7 @@
 """Pretrained weights by name, made recurrent, trained in part or through adapters; tiny models, then the real one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,38 @@ def write_gguf(gguf, lm, path):
     writer.close()
 
 
+def test_a_hub_id_is_read_from_the_hubs_cache(base, values, tmp_path, monkeypatch):
+    """As the hub's own client leaves a download behind; the hub itself is not asked here."""
+    from huggingface_hub import constants
+
+    place = tmp_path / "models--someone--tiny"
+    for revision in ("main", "v2"):
+        shutil.copytree(base, place / "snapshots" / f"{revision}1")
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / revision).write_text(f"{revision}1")
+    (place / "snapshots" / "v21" / "tokenizer.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = Recipe.parse(values | {"backbone": {"pretrained": "someone/tiny"}, "schedule": None})
+    model, x = run.build_model(recipe, run.open_data(recipe).tokenizer).eval(), ids()
+    with torch.no_grad():
+        assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, AutoModelForCausalLM.from_pretrained(base)(x).logits)
+    shutil.rmtree(place / "snapshots" / "main1")
+    load_backbone("someone/tiny", "v2")
+    with pytest.raises(ValueError, match="backbone.pretrained: 'someone/tiny': neither"):
+        load_backbone("someone/tiny")
+
+
+def test_pickled_weights_are_not_read(base, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(base / name, tmp_path / name)
+    weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="backbone.pretrained: .*safetensors") as raised:
+        load_backbone(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
@@ -170,6 +203,18 @@ def test_gates_first_then_all(base, values, tmp_path):
     assert result["trained_parameters"] == result["parameters"]
 
 
+def test_a_frozen_base_is_what_it_was(base, values, tmp_path):
+    values["training"]["train_only"] = "^undertow"
+    recipe = Recipe.parse(values)
+    start = run.build_model(recipe, run.open_data(recipe).tokenizer).undertow.state_dict()
+    result = trained(values, tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    before, after = AutoModelForCausalLM.from_pretrained(base).state_dict(), model.backbone.state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert any(not torch.equal(x, start[name]) for name, x in model.undertow.state_dict().items())
+    assert result["trained_parameters"] == sum(x.numel() for x in model.undertow.parameters())
+
+
 def test_gates_first_needs_both(values, tmp_path):
     first = {"gates_first": 0.5}
     with pytest.raises(ValueError, match="training.gates_first: 0.5: there is nothing under 'undertow'"):
@@ -206,6 +251,8 @@ def test_a_lora_run_saves_a_plain_model(base, values, tmp_path):
     result = trained(values, tmp_path / "run")
     assert 0 < result["trained_parameters"] < result["parameters"] / 3
     assert result["bits_text"] > 0 and "solved" in result
+    said = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "adapters of rank 2" in said and "problems solved" in said
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     weights, before = loaded.backbone.state_dict(), AutoModelForCausalLM.from_pretrained(base).state_dict()
     moved = {name for name, x in before.items() if not torch.equal(x, weights[name])}

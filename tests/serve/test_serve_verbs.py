@@ -1,5 +1,6 @@
 """`undertow serve` and the conversation of `undertow generate`: what they refuse, and what they say."""
 
+import inspect
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from served import byte_tokenizer, tiny
 
 import undertow as ut
 from commands import call
-from undertow.cli.serve import listening, read_key
+from undertow.cli.serve import listening, read_key, serve
 from undertow.serve.chat import chat
 from undertow.serve.decode import Sampling
 
@@ -57,8 +58,11 @@ def test_serve_refuses_in_one_line(capsys, tmp_path, monkeypatch):
 
 
 def test_it_listens_on_this_machine_alone():
-    with listening("127.0.0.1", 0) as listener:
+    """Unless another host is asked for."""
+    with listening(inspect.signature(serve).parameters["host"].default, 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", listener.getsockname()[1]), timeout=5)
 
 
 @pytest.mark.slow
