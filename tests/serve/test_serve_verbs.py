@@ -145,3 +145,7 @@ def test_generate_without_a_prompt(capsys, folder, monkeypatch):
     assert "/reset forgets the conversation" in said
     (answer,), _ = talked(tiny(time=ut.T2MLR(1, 2)).float(), "Hello")
     assert answer.strip() in said
+    cold = [
+        call(capsys, "generate", folder, "Hello", "--temperature", t, "--device", "cpu") for t in (0, 1e-310, 1e-40)
+    ]
+    assert {status for status, *_ in cold} == {0} and cold[0][1] == cold[1][1] == cold[2][1]
