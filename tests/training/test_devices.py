@@ -25,7 +25,10 @@ def test_the_stand_in_finds_what_is_hard_wired():
         torch.randint(3, ()).item()
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"drawn loop", "reuse map", "trm block", "coconut", "adjoint", "drawn sweeps, all read", "future heads"}
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_what_is_made_on_the_way_lies_with_the_inputs(name):
     """Loss, backward, decoding with a cache (ours and with beams, Hugging Face's), left pads, the server's steps."""
     model, x = made(name), ids(2, 9)

@@ -143,6 +143,10 @@ def test_two_processes_read_alternate_batches_and_resume(values, tmp_path):
     _torchrun(2, tmp_path / "two.yaml", tmp_path / "killed", resume=True)
     assert same_weights(tmp_path / "killed", tmp_path / "two")
     assert losses(tmp_path / "killed") == losses(tmp_path / "two")
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]  # on CPUs, too
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    _torchrun(2, tmp_path / "two.yaml", tmp_path / "launched", launcher=launcher)
+    assert same_weights(tmp_path / "launched", tmp_path / "two")
 
 
 DRAWN = {"time": "T2MLR(0, 1)", "schedule": {"kind": "Jacobi", "K": 3, "sample": [1, 2, 3], "loss": "mean"}}
@@ -203,10 +207,11 @@ except KeyboardInterrupt:
 """
 
 
-def _torchrun(ranks, recipe, folder, kill=-1, resume=False):
+def _torchrun(ranks, recipe, folder, kill=-1, resume=False, launcher=None):
     script = recipe.with_suffix(".py")
     script.write_text(SCRIPT.format(tests=str(TESTS), recipe=str(recipe), folder=str(folder), resume=resume, kill=kill))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+    launcher = launcher or ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, "-m", *launcher, str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
