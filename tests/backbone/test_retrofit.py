@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -275,6 +277,35 @@ def test_the_recipe_compares_at_equal_cost():
     ways = {name: (r.training.lora is not None, r.training.train_only) for name, r in plan.recipes.items()}
     assert set(ways.values()) == {(False, None), (True, None), (False, "^undertow")}
     assert next(iter(ways)) == "plain" and len(ways) == 8
+
+
+@pytest.mark.slow
+def test_the_one_command_writes_its_table(tmp_path):
+    """All nine rows on a tiny base with as many layers, two steps each, before and after."""
+    pytest.importorskip("peft")
+    tokenizer = train_tokenizer([Document("0", TEXT)], 280, tmp_path / "cache")
+    tokenizer.save_pretrained(tmp_path / "base")
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=22, num_attention_heads=2)
+    config = LlamaConfig(**sizes, vocab_size=280, max_position_embeddings=256, bos_token_id=None, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    small = {
+        "backbone.pretrained": tmp_path / "base", "data.cache_dir": tmp_path / "cache", "data.seq_len": 256,
+        "budget.steps": 2, "training.batch_size": 1, "training.precision": "float32",
+        "evaluation.records": 2, "evaluation.rows": 2, "evaluation.text_rows": 2, "evaluation.new_tokens": 2,
+    }  # fmt: skip
+    asked = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "recipes/retrofit/run.py", "--out", str(tmp_path / "out"), *asked]
+    root, environment = Path(__file__).parents[2], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.strip("| \n").split(" | ") for line in (tmp_path / "out" / "retrofit.md").open()]
+    plan = compare.load([root / "recipes" / "retrofit" / "retrofit.yaml"])
+    assert [row[0] for row in rows[2:]] == ["as it comes", *plan.recipes] and len(rows) == 11
+    title, solved, prose = rows[0], rows[0].index("problems solved"), rows[0].index("bits/byte of prose")
+    assert all(0 <= float(row[solved]) <= 1 and 0 < float(row[prose]) < 20 for row in rows[2:])
+    assert len({row[prose] for row in rows[2:]}) > 5  # training changed what is measured
+    flops = [float(row[title.index("training FLOPs")]) for row in rows[3:]]
+    assert max(flops) / min(flops) < 2.1  # whole steps, of two
 
 
 # ---------------------------------------------------------------------- the real weights
