@@ -224,3 +224,32 @@ def test_a_mistake_in_the_data_leaves_no_folder(capsys, tmp_path, values):
     status, _, err = call(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--device", "cpu")
     assert status == 2 and "torn.jsonl, line 2: not JSON" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {  # recipes that can be read, but not be trained
+    "too few positions": {"backbone": {"max_position_embeddings": 16}},
+    "no such layer": {"time": "T2MLR(0, 9)"},
+    "too small a vocabulary": {"backbone": {"vocab_size": 300}},
+    "heads that do not divide": {"backbone": {"num_attention_heads": 3}},
+    "nothing to train": {"training": {"train_only": "nothing"}},
+    "no such attention": {"backbone": {"attn_implementation": "flash_attention_2"}},
+    "no such folder": {"data": {"source": "/nowhere/at/all"}},
+    "no such weights": {"pretrained": "/nowhere/at/all"},
+    "no strength": {"time": "LRT(1)", "training": {"recurrent_weight": {"begin": 0.0, "end": 1.0}}},
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_recipe_that_cannot_be_trained_leaves_no_half_of_a_run(values, tmp_path, capsys, what):
+    wrong = dict(MISTAKES[what])
+    made = {key: values[key] | wrong.get(key, {}) for key in ("training", "data")}
+    other = (
+        {"pretrained": wrong["pretrained"]} if "pretrained" in wrong else values["backbone"] | wrong.get("backbone", {})
+    )
+    made["backbone"] = other
+    made["time"] = wrong.get("time", values["time"])
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values | made))
+    status, _, err = call(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--device", "cpu")
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), err
+    assert not (tmp_path / "run").exists(), sorted((tmp_path / "run").rglob("*"))

@@ -14,8 +14,10 @@ import json
 import math
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,17 @@ def folder_for(
         if parallel().is_main_process:
             cache.write(folder / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
     return folder
+
+
+@contextmanager
+def nothing_left(folder: Path, resume: bool) -> Iterator[None]:
+    """What cannot begin leaves no folder: an error takes one away that was just made and holds but the recipe."""
+    try:
+        yield
+    except Exception:
+        if not resume and parallel().is_main_process and [path.name for path in folder.iterdir()] == ["recipe.yaml"]:
+            shutil.rmtree(folder)
+        raise
 
 
 def open_data(recipe: Recipe):
