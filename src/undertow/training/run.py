@@ -111,7 +111,7 @@ def nothing_left(folder: Path, resume: bool) -> Iterator[None]:
     """What cannot begin leaves no folder: an error takes one away that was just made and holds but the recipe."""
     try:
         yield
-    except Exception:
+    except (ValueError, OSError):
         if not resume and parallel().is_main_process and [path.name for path in folder.iterdir()] == ["recipe.yaml"]:
             shutil.rmtree(folder)
         raise
