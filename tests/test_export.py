@@ -78,6 +78,16 @@ def test_the_command_writes_what_any_tool_loads(tmp_path, capsys):
     assert status == 2 and "no such folder" in err and not (tmp_path / "new").exists()
 
 
+def test_a_saved_model_has_a_card_and_keeps_the_one_it_had(tmp_path):
+    model = build("llama", time=ut.T2MLR(1, 2))
+    model.save_pretrained(tmp_path / "mine")
+    file = tmp_path / "mine" / "README.md"
+    assert "# mine\n" in file.read_text() and "- over time: T2MLR(start=1, end=2" in file.read_text()
+    file.write_text("more was said here")
+    model.save_pretrained(tmp_path / "mine")
+    assert file.read_text() == "more was said here"
+
+
 def test_the_card_says_what_it_is_and_how_it_came_about():
     recipe = Recipe.parse(
         {

@@ -1,12 +1,16 @@
 """The README's code runs, and its commands exist; so do the examples."""
 
+import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from undertow.cli import app
 
@@ -62,3 +66,32 @@ def test_examples_run(example):
     done = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is not None, reason="the example itself runs")
+def test_the_lightning_example_without_lightning(monkeypatch, capsys):
+    """A plain loop in Lightning's place: the example asks no more of it, and the model trains so."""
+
+    class LightningModule(torch.nn.Module):
+        def log(self, name, value):
+            logged.append((name, float(value.detach())))
+
+    class Trainer:
+        def __init__(self, max_epochs, accelerator, **quiet):
+            assert max_epochs == 1 and accelerator == "cpu" and not any(quiet.values())
+
+        def fit(self, module, loader):
+            optimiser = module.train().configure_optimizers()
+            for index, batch in enumerate(loader):
+                optimiser.zero_grad()
+                module.training_step(batch, index).backward()
+                optimiser.step()
+
+    logged = []
+    stand_in = types.SimpleNamespace(
+        LightningModule=LightningModule, Trainer=Trainer, seed_everything=lambda seed, verbose: torch.manual_seed(seed)
+    )
+    monkeypatch.setitem(sys.modules, "lightning", stand_in)
+    runpy.run_path(str(next(example for example in EXAMPLES if example.stem == "with_lightning")))
+    assert len(logged) == 48 and logged[-1][1] < logged[0][1] and "guessing gives 0.693" in capsys.readouterr().out

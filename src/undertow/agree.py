@@ -23,7 +23,7 @@ def largest(x: Tensor, agree: bool) -> float:
 
 def pick(choices: tuple[int, ...]) -> int:
     """One of them, evenly, from torch's generator."""
-    return choices[drawn(torch.randint(len(choices), ()))]
+    return choices[drawn(torch.randint(len(choices), (), device="cpu"))]
 
 
 def drawn(draw: Tensor) -> int:

@@ -101,3 +101,9 @@ def write(folder: Path, model, name: str, recipe: Recipe | None = None, result: 
 
     text = card(model, name, recipe, result)
     cache.write(folder / "README.md", lambda file: file.write(text.encode()))
+
+
+def leave(folder: Path, model) -> None:
+    """Write the card of a model that was just saved, unless the folder has one, which may say more."""
+    if not (folder / "README.md").exists():
+        write(folder, model, folder.resolve().name)

@@ -21,6 +21,8 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDeco
 from undertow.cache import UndertowCache
 from undertow.stepper import Stepper, compiling
 
+COLDEST = 1e-30  # a temperature below it is none: only the likeliest token is left, and logits divided by it overflow
+
 __all__ = ["decode", "lean", "why_not"]
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
+from undertow import card
 from undertow.backbone import Backbone, family_of
 from undertow.backbone.attention import kind_of
 from undertow.cache import UndertowCache
@@ -156,14 +158,15 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
 
     is_gradient_checkpointing = is_activation_checkpointing
 
-    def save_pretrained(self, *args, **kwargs):
-        """As Hugging Face. Raises ValueError for a quantised backbone, whose weights are not plain tensors."""
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As Hugging Face, and a model card. Raises ValueError for a quantised backbone: no plain tensors."""
         if getattr(self.backbone, "is_quantized", False):  # a flag only Hugging Face's quantisers set
             raise ValueError(
                 "the backbone is quantised and cannot be saved with what is new: save model.undertow.state_dict() and "
                 "wrap the quantised backbone again, or wrap plain weights"
             )
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card.leave(Path(save_directory), self)
 
     # ------------------------------------------------------------------ forward
 

@@ -312,7 +312,7 @@ class Evaluation(Section):
     split: Literal["train", "validation", "test"] = "test"
     records: Positive = 200  # at most; of text, so many documents (`--lengths`, `--icl`)
     samples: Positive = 1
-    temperature: Annotated[float, Field(gt=0)] = 0.8  # of several samples
+    temperature: Annotated[float, Field(ge=1e-6)] = 0.8  # of several samples
     pass_at: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
     max_new_tokens: Positive | None = None  # of an answer; None: as many as the longest gold one
 

@@ -42,6 +42,8 @@ def test_a_tied_vocabulary_grows_and_survives(tmp_path):
 def test_precision_is_what_is_asked_for(saved):
     half = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    before = AutoModelForCausalLM.from_pretrained(saved, torch_dtype=torch.bfloat16)  # its older name
+    assert {p.dtype for p in before.parameters()} == {torch.bfloat16}
     whole = AutoModelForCausalLM.from_pretrained(saved, dtype="auto").eval()
     assert whole.dtype == torch.float32
     assert gap(half(ids(), schedule=ut.Jacobi(0)).logits, whole(ids(), schedule=ut.Jacobi(0)).logits.bfloat16()) < 0.1

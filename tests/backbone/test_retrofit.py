@@ -1,6 +1,9 @@
 """Pretrained weights by name, made recurrent, trained in part or through adapters; tiny models, then the real one."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,38 @@ def write_gguf(gguf, lm, path):
     writer.close()
 
 
+def test_a_hub_id_is_read_from_the_hubs_cache(base, values, tmp_path, monkeypatch):
+    """As the hub's own client leaves a download behind; the hub itself is not asked here."""
+    from huggingface_hub import constants
+
+    place = tmp_path / "models--someone--tiny"
+    for revision in ("main", "v2"):
+        shutil.copytree(base, place / "snapshots" / f"{revision}1")
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / revision).write_text(f"{revision}1")
+    (place / "snapshots" / "v21" / "tokenizer.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = Recipe.parse(values | {"backbone": {"pretrained": "someone/tiny"}, "schedule": None})
+    model, x = run.build_model(recipe, run.open_data(recipe).tokenizer).eval(), ids()
+    with torch.no_grad():
+        assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, AutoModelForCausalLM.from_pretrained(base)(x).logits)
+    shutil.rmtree(place / "snapshots" / "main1")
+    load_backbone("someone/tiny", "v2")
+    with pytest.raises(ValueError, match="backbone.pretrained: 'someone/tiny': neither"):
+        load_backbone("someone/tiny")
+
+
+def test_pickled_weights_are_not_read(base, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(base / name, tmp_path / name)
+    weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="backbone.pretrained: .*safetensors") as raised:
+        load_backbone(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
@@ -170,6 +205,18 @@ def test_gates_first_then_all(base, values, tmp_path):
     assert result["trained_parameters"] == result["parameters"]
 
 
+def test_a_frozen_base_is_what_it_was(base, values, tmp_path):
+    values["training"]["train_only"] = "^undertow"
+    recipe = Recipe.parse(values)
+    start = run.build_model(recipe, run.open_data(recipe).tokenizer).undertow.state_dict()
+    result = trained(values, tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    before, after = AutoModelForCausalLM.from_pretrained(base).state_dict(), model.backbone.state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert any(not torch.equal(x, start[name]) for name, x in model.undertow.state_dict().items())
+    assert result["trained_parameters"] == sum(x.numel() for x in model.undertow.parameters())
+
+
 def test_gates_first_needs_both(values, tmp_path):
     first = {"gates_first": 0.5}
     with pytest.raises(ValueError, match="training.gates_first: 0.5: there is nothing under 'undertow'"):
@@ -206,6 +253,8 @@ def test_a_lora_run_saves_a_plain_model(base, values, tmp_path):
     result = trained(values, tmp_path / "run")
     assert 0 < result["trained_parameters"] < result["parameters"] / 3
     assert result["bits_text"] > 0 and "solved" in result
+    said = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "adapters of rank 2" in said and "problems solved" in said
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     weights, before = loaded.backbone.state_dict(), AutoModelForCausalLM.from_pretrained(base).state_dict()
     moved = {name for name, x in before.items() if not torch.equal(x, weights[name])}
@@ -228,6 +277,35 @@ def test_the_recipe_compares_at_equal_cost():
     ways = {name: (r.training.lora is not None, r.training.train_only) for name, r in plan.recipes.items()}
     assert set(ways.values()) == {(False, None), (True, None), (False, "^undertow")}
     assert next(iter(ways)) == "plain" and len(ways) == 8
+
+
+@pytest.mark.slow
+def test_the_one_command_writes_its_table(tmp_path):
+    """All nine rows on a tiny base with as many layers, two steps each, before and after."""
+    pytest.importorskip("peft")
+    tokenizer = train_tokenizer([Document("0", TEXT)], 280, tmp_path / "cache")
+    tokenizer.save_pretrained(tmp_path / "base")
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=22, num_attention_heads=2)
+    config = LlamaConfig(**sizes, vocab_size=280, max_position_embeddings=256, bos_token_id=None, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    small = {
+        "backbone.pretrained": tmp_path / "base", "data.cache_dir": tmp_path / "cache", "data.seq_len": 256,
+        "budget.steps": 2, "training.batch_size": 1, "training.precision": "float32",
+        "evaluation.records": 2, "evaluation.rows": 2, "evaluation.text_rows": 2, "evaluation.new_tokens": 2,
+    }  # fmt: skip
+    asked = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "recipes/retrofit/run.py", "--out", str(tmp_path / "out"), *asked]
+    root, environment = Path(__file__).parents[2], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.strip("| \n").split(" | ") for line in (tmp_path / "out" / "retrofit.md").open()]
+    plan = compare.load([root / "recipes" / "retrofit" / "retrofit.yaml"])
+    assert [row[0] for row in rows[2:]] == ["as it comes", *plan.recipes] and len(rows) == 11
+    title, solved, prose = rows[0], rows[0].index("problems solved"), rows[0].index("bits/byte of prose")
+    assert all(0 <= float(row[solved]) <= 1 and 0 < float(row[prose]) < 20 for row in rows[2:])
+    assert len({row[prose] for row in rows[2:]}) > 5  # training changed what is measured
+    flops = [float(row[title.index("training FLOPs")]) for row in rows[3:]]
+    assert max(flops) / min(flops) < 2.1  # whole steps, of two
 
 
 # ---------------------------------------------------------------------- the real weights

@@ -75,6 +75,13 @@ def test_greedy_is_the_models_own_generation(app, client):
     assert completed(client, prompt=given, max_tokens=16, temperature=0)["choices"] == got["choices"]
 
 
+@pytest.mark.parametrize("temperature", [2.2250738585e-313, 1e-310, 1e-45, 1e-31, 1e-12])
+def test_next_to_no_temperature_is_none(client, temperature):
+    """Logits divided by such numbers would overflow."""
+    cold = completed(client, prompt=LONG, max_tokens=6, temperature=temperature, top_p=0.25, top_k=97, seed=0)
+    assert cold["choices"] == completed(client, prompt=LONG, max_tokens=6, temperature=0)["choices"]
+
+
 def test_the_end_token_ends_a_text(app, client, monkeypatch):
     """It counts, since it was written, but nobody sees it."""
     ids = reference(app, LONG, 12)

@@ -1,5 +1,6 @@
 """`undertow serve` and the conversation of `undertow generate`: what they refuse, and what they say."""
 
+import inspect
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from served import byte_tokenizer, tiny
 
 import undertow as ut
 from commands import call
-from undertow.cli.serve import listening, read_key
+from undertow.cli.serve import listening, read_key, serve
 from undertow.serve.chat import chat
 from undertow.serve.decode import Sampling
 
@@ -57,8 +58,11 @@ def test_serve_refuses_in_one_line(capsys, tmp_path, monkeypatch):
 
 
 def test_it_listens_on_this_machine_alone():
-    with listening("127.0.0.1", 0) as listener:
+    """Unless another host is asked for."""
+    with listening(inspect.signature(serve).parameters["host"].default, 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", listener.getsockname()[1]), timeout=5)
 
 
 @pytest.mark.slow
@@ -141,3 +145,7 @@ def test_generate_without_a_prompt(capsys, folder, monkeypatch):
     assert "/reset forgets the conversation" in said
     (answer,), _ = talked(tiny(time=ut.T2MLR(1, 2)).float(), "Hello")
     assert answer.strip() in said
+    cold = [
+        call(capsys, "generate", folder, "Hello", "--temperature", t, "--device", "cpu") for t in (0, 1e-310, 1e-40)
+    ]
+    assert {status for status, *_ in cold} == {0} and cold[0][1] == cold[1][1] == cold[2][1]

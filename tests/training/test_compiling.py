@@ -124,6 +124,7 @@ def test_what_cannot_be_compiled_is_one_line():
     def backend(graph, inputs):
         raise RuntimeError("no compiler\nfound")
 
+    torch._dynamo.reset()  # functions that were given up are not compiled again
     model, x = build("llama", num_hidden_layers=1), ids(1, 4)
     with pytest.raises(ValueError, match="training.compile: no compiler found$"), compiled(model, backend=backend):
         model(x)

@@ -22,6 +22,9 @@ CASES = {
     "lrt-sequential": (None, ut.LRT(2), ut.Sequential()),
     "reuse": (ut.ReuseMap([2, 1, 1, 2]), ut.T2MLR(1, 2), ut.Jacobi(2)),
     "loop": (ut.MiddleLoop(1, 2, 3, inject=True), None, None),
+    "drawn": (ut.MiddleLoop(1, 2, 2, sample=0.5), ut.T2MLR(1, 2), ut.Jacobi(3, sample=(1, 2, 3))),
+    "coconut": (None, ut.Coconut(token=3), None),
+    "converge": (None, ut.T2MLR(1, 2), ut.Converge(1e-3, G=2)),
     "recursion": (ut.TRMBlock(inner=2), ut.LRT(2), ut.Chunked(4)),
 }
 
@@ -38,6 +41,7 @@ def train(model, optimiser, first, last, rank=0, ranks=1):
     losses = []
     for step in range(first, last):
         x = ids(4, 9, seed=step)[rank * (4 // ranks) : (rank + 1) * (4 // ranks)]
+        torch.manual_seed(step + rank)  # of depths that are drawn: the first rank's counts
         loss = model(x, labels=x, use_cache=False).loss
         loss.backward()
         optimiser.step()

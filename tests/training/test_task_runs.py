@@ -13,10 +13,12 @@ from training_runs import Kill, losses, trained, weights
 
 import tiny_tasks
 from commands import call
+from undertow import recipe as recipes
 from undertow.data import collate
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import TASKS
 from undertow.training import run
+from undertow.training.callbacks import read_metrics
 
 TESTS = Path(__file__).parents[1]
 STREAM = {"source": "Pages(count=120)", "stream": True, "documents": 12}
@@ -141,6 +143,52 @@ def test_two_processes_read_alternate_batches_and_resume(values, tmp_path):
     _torchrun(2, tmp_path / "two.yaml", tmp_path / "killed", resume=True)
     assert same_weights(tmp_path / "killed", tmp_path / "two")
     assert losses(tmp_path / "killed") == losses(tmp_path / "two")
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]  # on CPUs, too
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    _torchrun(2, tmp_path / "two.yaml", tmp_path / "launched", launcher=launcher)
+    assert same_weights(tmp_path / "launched", tmp_path / "two")
+
+
+DRAWN = {"time": "T2MLR(0, 1)", "schedule": {"kind": "Jacobi", "K": 3, "sample": [1, 2, 3], "loss": "mean"}}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(values, tmp_path):
+    """The rows of a step dealt out anew: the same losses, of drawn sweeps too, up to the order of sums."""
+    values = values | DRAWN | {"backbone": values["backbone"] | {"attention_dropout": 0.0}}
+    made = {
+        n: parse(values, "Sums()", batch_size=4 // n, accumulation=2, max_steps=8, save_every=3, log_every=2)
+        for n in (1, 2)
+    }
+    trained(made[1], tmp_path / "whole")
+    for before, after in ((1, 2), (2, 1)):
+        folder = tmp_path / str(before)
+        for ranks, more in ((before, {"kill": 5}), (after, {"resume": True})):
+            made[ranks].save(tmp_path / "recipe.yaml")
+            _torchrun(ranks, tmp_path / "recipe.yaml", folder, **more)
+        lines, expected = (read_metrics(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
+        assert [line["step"] for line in lines] == [line["step"] for line in expected]
+        for mine, other in zip(lines, expected, strict=True):
+            wanted = {key: x for key, x in other.items() if "loss" in key}
+            assert {key: mine[key] for key in wanted} == pytest.approx(wanted, abs=2e-5)
+        a, b = weights(folder), weights(tmp_path / "whole")
+        assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in b)
+    assert any("sweep_loss_3" in line for line in lines)
+
+
+def test_a_step_keeps_its_rows(values, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(parse(values, "Sums()", batch_size=4, save_every=1), tmp_path, callbacks=[Kill(2)])
+    for batch_size, accumulation in ((2, 2), (1, 4), (4, 1)):
+        dealt = parse(values, "Sums()", batch_size=batch_size, accumulation=accumulation, save_every=1)
+        run.folder_for(dealt, tmp_path, resume=True)
+    other = parse(values, "Sums()", batch_size=2, save_every=1)
+    with pytest.raises(RecipeError, match="cannot resume, a step has 4 rows there and 2 here .*2 x accumulation 1 x 1"):
+        run.folder_for(other, tmp_path, resume=True)
+    assert recipes.load(tmp_path).training.batch_size == 4  # the one refused was not written
+    (tmp_path / "checkpoints" / "checkpoint-1" / "step.json").write_text("{")
+    with pytest.raises(RecipeError, match="cannot resume, training.batch_size is 4 there and 2 here"):
+        run.folder_for(other, tmp_path, resume=True)
 
 
 SCRIPT = """
@@ -159,10 +207,11 @@ except KeyboardInterrupt:
 """
 
 
-def _torchrun(ranks, recipe, folder, kill=-1, resume=False):
+def _torchrun(ranks, recipe, folder, kill=-1, resume=False, launcher=None):
     script = recipe.with_suffix(".py")
     script.write_text(SCRIPT.format(tests=str(TESTS), recipe=str(recipe), folder=str(folder), resume=resume, kill=kill))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+    launcher = launcher or ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, "-m", *launcher, str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -175,3 +224,32 @@ def test_a_mistake_in_the_data_leaves_no_folder(capsys, tmp_path, values):
     status, _, err = call(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--device", "cpu")
     assert status == 2 and "torn.jsonl, line 2: not JSON" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {  # recipes that can be read, but not be trained
+    "too few positions": {"backbone": {"max_position_embeddings": 16}},
+    "no such layer": {"time": "T2MLR(0, 9)"},
+    "too small a vocabulary": {"backbone": {"vocab_size": 300}},
+    "heads that do not divide": {"backbone": {"num_attention_heads": 3}},
+    "nothing to train": {"training": {"train_only": "nothing"}},
+    "no such attention": {"backbone": {"attn_implementation": "flash_attention_2"}},
+    "no such folder": {"data": {"source": "/nowhere/at/all"}},
+    "no such weights": {"pretrained": "/nowhere/at/all"},
+    "no strength": {"time": "LRT(1)", "training": {"recurrent_weight": {"begin": 0.0, "end": 1.0}}},
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_recipe_that_cannot_be_trained_leaves_no_half_of_a_run(values, tmp_path, capsys, what):
+    wrong = dict(MISTAKES[what])
+    made = {key: values[key] | wrong.get(key, {}) for key in ("training", "data")}
+    other = (
+        {"pretrained": wrong["pretrained"]} if "pretrained" in wrong else values["backbone"] | wrong.get("backbone", {})
+    )
+    made["backbone"] = other
+    made["time"] = wrong.get("time", values["time"])
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values | made))
+    status, _, err = call(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--device", "cpu")
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), err
+    assert not (tmp_path / "run").exists(), sorted((tmp_path / "run").rglob("*"))

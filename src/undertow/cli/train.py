@@ -30,7 +30,7 @@ def train(
     data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
     out.print(f"[bold]{chosen.name}[/] in {folder}")
-    with progress(out) as bars:
+    with run.nothing_left(folder, resume), progress(out) as bars:
         watch = [bars.callback(chosen.name)]
         result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)
         bars.measured(chosen.name, result)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from transformers import TextStreamer
 
-from undertow.decode import lean
+from undertow.decode import COLDEST, lean
 
 
 class _Pieces(TextStreamer):
@@ -52,9 +52,8 @@ def sample(
         raise ValueError("prompt: must hold at least one token")
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: must be at least 1")
-    choice = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
-    )
+    warm = temperature >= COLDEST
+    choice = {"do_sample": True, "temperature": temperature, "top_k": top_k} if warm else {"do_sample": False}
     ids, streamer = ids.long().to(model.device), None if write is None else _Pieces(tokenizer, write)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -117,8 +117,8 @@ class MiddleLoop(Method):
     def draw(self):
         if self.sample is None:
             return None
-        mean = torch.tensor(log(self.times - 1) - self.sample**2 / 2)
-        rounds = torch.poisson(torch.normal(mean, torch.tensor(float(self.sample))).exp()) + 1
+        mean = torch.tensor(log(self.times - 1) - self.sample**2 / 2, device="cpu")
+        rounds = torch.poisson(torch.normal(mean, torch.tensor(float(self.sample), device="cpu")).exp()) + 1
         return drawn(rounds.clamp(max=MOST * self.times).long())
 
     def looped(self, loops):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from undertow.cache import UndertowCache
+from undertow.decode import COLDEST
 from undertow.serve.text import Text
 from undertow.stepper import Stepper
 
@@ -43,7 +44,7 @@ class Sampling:
 
 def choose(logits_V: Tensor, how: Sampling, generator: torch.Generator) -> int:
     """The next token, by one uniform number and the inverse of the distribution, in float64 on the CPU."""
-    if how.temperature == 0:
+    if how.temperature < COLDEST:
         return int(logits_V.argmax())
     p_V = (logits_V.double().cpu() / how.temperature).softmax(-1)
     order_V = None

@@ -14,14 +14,14 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 NAME = re.compile(r"checkpoint-(\d+)")
-PART, CHECKSUMS = "part", "checksums.json"
+PART, CHECKSUMS, STEP = "part", "checksums.json", "step.json"
 BLOCK = 1 << 22  # bytes read at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, beyond `ulimit -f`
 # safetensors, torch and numpy say it in words of their own.
@@ -121,6 +121,14 @@ def newest_complete(root: Path) -> Path | None:
         if why is None:
             return path
         warnings.warn(f"skipping checkpoint {path}: {why}", stacklevel=2)
+    return None
+
+
+def rows_of_step(root: Path) -> int | None:
+    """How many rows a step of the run had, all processes together; None where no checkpoint says it."""
+    for path in reversed(below(root)):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # damaged: `newest_complete` says so
+            return int(json.loads((path / STEP).read_text())["rows"])
     return None
 
 

@@ -14,8 +14,10 @@ import json
 import math
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,16 +45,8 @@ from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics
 from undertow.training.compiling import compiled
 from undertow.training.precision import device_of
 from undertow.training.result import Loaded, describe, environment, measure, training_speed
+from undertow.training.resuming import same_rows, same_run
 from undertow.training.statistics import Statistics
-
-# What may differ between a run and its resumption: nothing that the trained weights so far depend on.
-FREE = {
-    "training": (
-        *("log_every", "save_every", "evaluate_every", "keep"),
-        *("workers", "tensorboard", "report_to", "statistics", "nonfinite"),
-    ),
-    "data": ("cache_dir",),
-}
 
 
 def pick_folder(name: str, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
@@ -97,29 +91,30 @@ def folder_for(
     """The folder of a run (see `pick_folder`), with its recipe in it.
 
     Raises:
-        ValueError: with `resume`, the folder's recipe says another model, other data or other training; a tracker
-            that it asks for is not installed.
+        ValueError: with `resume`, the folder's recipe says another model, other data or other training (how the
+            rows of a step are dealt out may change with the number of processes); a tracker that it asks for is not
+            installed.
     """
     if isinstance(recipe, Recipe):
         trackers.check(recipe.training.report_to)
     folder = pick_folder(recipe.name, folder, resume, root)
     with parallel().main_process_first():
         if (folder / "recipe.yaml").exists():
-            same_run(recipes.load_any(folder), recipe, folder)
+            same_run(recipes.load_any(folder), recipe, folder, same_rows(recipe, folder))
         if parallel().is_main_process:
             cache.write(folder / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
     return folder
 
 
-def same_run(there: recipes.Run, here: recipes.Run, folder: Path) -> None:
-    """Raise RecipeError naming the first value that would make the resumed run another one."""
-    old, new = there.to_dict(), here.to_dict()
-    for section in sorted(set(old) | set(new) - {"evaluation"}):
-        a, b = ({"": x.get(section)} if not isinstance(x.get(section), dict) else x[section] for x in (old, new))
-        for key in sorted(set(a) | set(b)):
-            if section != "evaluation" and key not in FREE.get(section, ()) and a.get(key) != b.get(key):
-                name = f"{section}.{key}".rstrip(".")
-                raise RecipeError(f"{folder}: cannot resume, {name} is {a.get(key)!r} there and {b.get(key)!r} here")
+@contextmanager
+def nothing_left(folder: Path, resume: bool) -> Iterator[None]:
+    """What cannot begin leaves no folder: an error takes one away that was just made and holds but the recipe."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if not resume and parallel().is_main_process and [path.name for path in folder.iterdir()] == ["recipe.yaml"]:
+            shutil.rmtree(folder)
+        raise
 
 
 def open_data(recipe: Recipe):

@@ -223,7 +223,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
     Raises:
         RecipeError: a run in the folder was another one; nothing is written then.
     """
-    from undertow.training.run import same_run
+    from undertow.training.resuming import same_run
 
     places = {name: folder / "runs" / name for name in plan.runs}
     for name, place in places.items():

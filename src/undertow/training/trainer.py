@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import safe_globals
 
 from undertow.recipe import Training
 from undertow.recipe_sections import one_line
@@ -133,8 +134,8 @@ class UndertowTrainer(Trainer):
         if self.skip_logits and model.training:
             inputs = inputs | {"skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        # A micro-batch whose loss was divided by the whole batch's labels shows its share of it.
-        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+        # A micro-batch whose loss was divided by the labels of all micro-batches and processes shows its share of them.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps * self.args.world_size
         if model.training and outputs.sweep_losses is not None and len(outputs.sweep_losses) > 1:
             self._parts.setdefault("sweep_loss", []).append(outputs.sweep_losses.detach().float() * share)
         if model.training and outputs.future_losses is not None:
@@ -227,7 +228,7 @@ class UndertowTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, seen in self._parts.items():
-                logs.update({f"{name}_{i}": value for i, value in enumerate(torch.stack(seen).mean(0).tolist())})
+                logs.update({f"{name}_{i}": value for i, value in enumerate(self._means(seen))})
             self._parts.clear()
             if self._skipped:
                 steps = self.state.global_step - self._last_logged
@@ -238,6 +239,12 @@ class UndertowTrainer(Trainer):
                     logs["loss"] *= steps / (steps - logs["skipped"])
             self._last_logged = self.state.global_step
         super().log(logs, start_time)
+
+    def _means(self, seen: list[torch.Tensor]) -> list[float]:
+        """Of the first loss of each forward, of the second ...: forwards of drawn depths have different numbers."""
+        longest = max(map(len, seen))
+        means = torch.stack([torch.stack([part[i] for part in seen if len(part) > i]).mean() for i in range(longest)])
+        return self.accelerator.reduce(means, "mean").tolist()  # each process saw its rows
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Run `measure` on the model; its numbers are logged under `eval_`."""
@@ -272,6 +279,10 @@ class UndertowTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self._leave_for_later(self.folder / checkpoints.PART / target.name)
+            if self.args.should_save:
+                rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+                said = json.dumps({"rows": rows, "processes": self.args.world_size})
+                (self.folder / checkpoints.PART / target.name / checkpoints.STEP).write_text(said)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.finish(target)
@@ -286,22 +297,28 @@ class UndertowTrainer(Trainer):
     def _leave_for_later(self, folder: Path) -> None:
         """Write into a checkpoint what was summed up since the last log: the next one is the mean of all of it."""
         if self.state.global_step > self._globalstep_last_logged:
-            parts = {name: torch.stack(seen).tolist() for name, seen in self._parts.items() if seen}
+            parts = {name: [part.tolist() for part in seen] for name, seen in self._parts.items() if seen}
             left = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "parts": parts}
             path = folder / f"unlogged_{self.args.process_index}.json"
             path.write_text(json.dumps(left | {"skipped": self._skipped}))
 
     def _take_up(self, folder: Path) -> None:
-        path = folder / f"unlogged_{self.args.process_index}.json"
+        """Go on from those sums; where another number of processes left them, each takes their mean."""
+        paths = sorted(folder.glob("unlogged_*.json"))
         self._last_logged = self.state.global_step
-        if path.exists():
-            left = json.loads(path.read_text())
-            self._tr_loss += left["loss"]
-            self._last_logged = self._globalstep_last_logged = left["since"]
-            self._parts = {
-                name: list(torch.tensor(seen, device=self.args.device)) for name, seen in left["parts"].items()
-            }
-            self._skipped = left["skipped"]
+        if not paths:
+            return
+        if len(paths) == self.args.world_size:
+            paths = [folder / f"unlogged_{self.args.process_index}.json"]
+        left = [json.loads(path.read_text()) for path in paths]
+        self._tr_loss += sum(one["loss"] for one in left) / len(left)
+        self._last_logged = self._globalstep_last_logged = left[0]["since"]
+        self._parts = {
+            name: [torch.tensor(same, device=self.args.device).mean(0) for same in zip(*every, strict=True)]
+            for name in left[0]["parts"]
+            if (every := [one["parts"][name] for one in left])
+        }
+        self._skipped = left[0]["skipped"]
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         with _loading(checkpoint):  # with `weights_only`, as everything of a checkpoint: no pickled code ever runs
@@ -311,6 +328,16 @@ class UndertowTrainer(Trainer):
     def _load_rng_state(self, checkpoint) -> None:
         with _loading(checkpoint):
             super()._load_rng_state(checkpoint)
+            if checkpoint is not None:
+                self._draw_on(Path(checkpoint))
+
+    def _draw_on(self, checkpoint: Path) -> None:
+        """A process that has no generator's state here (another number of them saved) goes on from the first's."""
+        name = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+        if not (checkpoint / name).exists():
+            first = min(checkpoint.glob("rng_state*.pth"))  # rng_state.pth of one process, rng_state_0.pth of several
+            with safe_globals():
+                torch.random.set_rng_state(torch.load(first, weights_only=True)["cpu"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         with _loading(resume_from_checkpoint):
