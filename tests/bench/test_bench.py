@@ -11,7 +11,16 @@ from undertow.bench.models import Size
 from undertow.bench.rows import ROWS, run
 
 TINY = Size(layers=6, width=32, mlp=48, heads=2, vocabulary=300, batch=2, tokens=10, steps=1)
-BOUNDED = {"t2mlr-exact", "t2mlr-fast", "memory-exact", "memory-fast", "score-t2mlr", "score-lrt"}
+BOUNDED = {
+    "t2mlr-adjoint",
+    "memory-adjoint",
+    "t2mlr-exact",
+    "t2mlr-fast",
+    "memory-exact",
+    "memory-fast",
+    "score-t2mlr",
+    "score-lrt",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -22,7 +22,10 @@ __all__ = ["ROWS", "Result", "Row", "run"]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `how`: what is compared (with `speed` more is better); `slow` rows run only when they are named."""
+    """One figure. `how`: what is compared (with `speed` more is better); `slow` rows run only when they are named.
+
+    `turns`: rounds that one round asked for is here; a second of decoding varies more than a step of training.
+    """
 
     name: str
     about: str
@@ -33,6 +36,7 @@ class Row:
     size: Size
     how: Callable[..., Ratio] = measure.times
     slow: bool = False
+    turns: int = 1
 
     @property
     def more_is_better(self) -> bool:
@@ -57,7 +61,7 @@ class Result:
 def run(row: Row, rounds: int = 5, tiny: bool = False) -> Result:
     """Measure one row: build both models, then interleaved rounds. `tiny`: only see that it runs."""
     done = row.make(row.size.tiny() if tiny else row.size)
-    ratio = row.how(done.ours, done.theirs, rounds)
+    ratio = row.how(done.ours, done.theirs, rounds if tiny else rounds * row.turns)
     met = None if tiny else row.met(ratio.median) and done.holds is not False
     return Result(row, ratio, done.note, met)
 
@@ -111,15 +115,16 @@ ROWS = {
         ),
         Row(
             "lrt-decode", "LRT decode per token", "1.13-1.18", 1.06, "1.01",
-            partial(work.lrt_decode, compiled=False), replace(DEEP, tokens=96),
+            partial(work.lrt_decode, compiled=False), replace(DEEP, tokens=96), turns=5,
         ),
         Row(
             "lrt-decode-compiled", "LRT decode, compiled layers", "-", 1.04, "1.01",
             partial(work.lrt_decode, compiled=True), replace(DEEP, tokens=96), slow=True,
         ),
-        Row("t2mlr-decode-1", "T2MLR decode, B 1", "1.14", 1.08, "1.05", work.t2mlr_decode, PROMPT),
+        Row("t2mlr-decode-1", "T2MLR decode, B 1", "1.14", 1.08, "1.05", work.t2mlr_decode, PROMPT, turns=5),
         Row(
-            "t2mlr-decode-8", "T2MLR decode, B 8", "1.08", 1.05, "1.02", work.t2mlr_decode, replace(PROMPT, batch=8)
+            "t2mlr-decode-8", "T2MLR decode, B 8", "1.08", 1.05, "1.02", work.t2mlr_decode, replace(PROMPT, batch=8),
+            turns=5,
         ),
         Row(
             "ilr-decode", "ILR [4,2,1,1], 256 new tokens, speed", "0.22", 1.0, "1.0",
@@ -147,7 +152,7 @@ ROWS = {
         ),
         Row(
             "plain-decode", "plain greedy decode, speed", "1.0", 1.2, "2.4 (weight reads)", work.plain_decode,
-            replace(PROMPT, layers=6), measure.speed,
+            replace(PROMPT, layers=6), measure.speed, turns=5,
         ),
         Row(
             "plain-decode-compiled", "plain greedy decode, compiled layers, speed", "-", 1.35, "2.4 (weight reads)",
