@@ -81,7 +81,8 @@ def write(path: Path, results: Sequence[Result], rounds: int, tiny: bool) -> Non
         }
         for r in results
     ]
-    about = {"command": f"undertow bench --out {path}", "machine": machine | {"processor": processor()}, "threads": 1}
+    command = f"undertow bench --rounds {rounds} --out {path}"
+    about = {"command": command, "machine": machine | {"processor": processor()}, "threads": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, "rounds": rounds, "tiny": tiny, "rows": found}, indent=1) + "\n")
 
