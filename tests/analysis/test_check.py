@@ -157,16 +157,15 @@ def test_planted_attention_that_crosses_documents(monkeypatch):
 def test_planted_schedule_with_a_wrong_mask(monkeypatch):
     """Subset sweeps see one key too many."""
     model = MODELS["memory"]()
-    make = Masks._make
+    make = Masks._staircase
 
-    def one_more(self, positions, keys, window):
-        allowed = make(self, positions, keys, window)
-        if allowed is None or positions.step == 1:
-            return allowed
-        q = torch.arange(positions.start, positions.stop, positions.step)
-        return allowed | (torch.arange(keys)[None] == q[:, None] + 1)[None, None]
+    def one_more(self, positions, window, dtype=torch.bool):
+        seen = make(self, positions, window, dtype).clone()
+        for row, position in enumerate(positions):
+            seen[..., row, position + 1 : position + 2] = dtype == torch.bool  # True, or a 0 to add
+        return seen
 
-    monkeypatch.setattr(Masks, "_make", one_more)
+    monkeypatch.setattr(Masks, "_staircase", one_more)
     report = check(model)
     leaks = report["causal"].values["leaks"]
     assert "causal" in broken(report)
