@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from filelock import FileLock
 from torch.nn.parallel import DistributedDataParallel
 
 import undertow as ut
@@ -71,8 +72,14 @@ def one_rank(rank: int, folder: str):
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(one_rank, args=(str(folder),), nprocs=2)
+    """The two processes run once, whichever of pytest's own processes asks first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sharded"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir()
+            mp.spawn(one_rank, args=(str(folder),), nprocs=2)
+            (folder / "done").touch()
     return folder
 
 
