@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from undertow.bench import measure
 from undertow.bench.report import one_thread
 from undertow.bench.rows import ROWS
 
@@ -62,18 +63,20 @@ def flops(call) -> int:
 
 def look(name: str) -> dict:
     row = ROWS[name]
-    work = row.make(row.size)
-    work.ours(), work.theirs()
+    made = row.make(row.size)
+    calls = (made.ours, made.theirs)
+    run, against = map(measure.whole, calls) if row.how is measure.steps else calls
+    run(), against()
     ours, theirs = [], []
     for _ in range(ROUNDS):
-        ours.append(spent(work.ours))
-        theirs.append(spent(work.theirs))
-    counted = flops(work.ours) / flops(work.theirs)
+        ours.append(spent(run))
+        theirs.append(spent(against))
+    counted = None if row.slow else flops(run) / flops(against)  # counting would compile everything anew
     whole = sum(time.total() for time, _ in theirs)
     return {
         "row": name,
         "operators": round(sum(n.total() for _, n in ours) / sum(n.total() for _, n in theirs), 2),
-        "flops": round(counted, 2),
+        "flops": counted and round(counted, 2),
         **{
             f"{side} {what}": round(sum(time[what] for time, _ in found) / whole, 3)
             for side, found in (("ours", ours), ("theirs", theirs))

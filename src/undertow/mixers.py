@@ -67,7 +67,7 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), start))
 
     def forward(self, x: Tensor, m: Tensor | None, a: Tensor) -> Tensor:
-        return x if m is None else x + self.scale * m
+        return x if m is None else torch.addcmul(x, self.scale, m)
 
 
 class HeadGate(nn.Module):
@@ -86,25 +86,27 @@ class HeadGate(nn.Module):
         nn.init.zeros_(self.gate.weight)
         self.scale = nn.Parameter(torch.zeros(1)) if retrofit else None
 
-    def read(self, a: Tensor) -> tuple[Tensor, ...]:
-        """g_loc and g_mem, `_BSG1` each: what a layer's keys and values share."""
+    def read(self, a: Tensor, wide: int | None = None) -> tuple[Tensor, ...]:
+        """g_loc and g_mem, what a layer's keys and values share, `_BSG1` each; `wide`: so many times each, `_BSK`."""
         read = self.gate.in_features
         half = torch.sigmoid(self.gate(a if a.shape[-1] == read else a[..., :read]))
+        half = half.view(*a.shape[:-1], 2, self.kv_heads, 1).expand(*[-1] * (a.ndim + 1), wide or 1)
         gates = half + half  # a sum, not `2 *`: a number is made into a tensor first, which counts at one token
-        return gates.view(*a.shape[:-1], 2, self.kv_heads, 1).unbind(-3)
+        return gates.unbind(-3) if wide is None else gates.flatten(-2).unbind(-2)
 
     def gates(self, x: Tensor, m: Tensor | None, a: Tensor) -> dict[str, Tensor]:
         """`x` and `m`: g_loc and g_mem, `_BSG` each."""
         return {name: g[..., 0] for name, g in zip("xm", self.read(a), strict=True)}
 
+    def mix(self, x: Tensor, m: Tensor | None, g_x: Tensor, g_m: Tensor) -> Tensor:
+        """`g_x x + g_m m`, of tensors that broadcast; None: m is zero."""
+        return g_x * x if m is None else torch.addcmul(g_x * x, g_m, m)
+
     def forward(self, x: Tensor, m: Tensor | None, a: Tensor, read: tuple[Tensor, ...] | None = None) -> Tensor:
         """`read`: the gates, where they were made before."""
-        g_x, g_m = self.read(a) if read is None else read
-        mixed_BSGE = g_x * x.view(*x.shape[:-1], self.kv_heads, -1)
-        if m is not None:
-            mixed_BSGE = torch.addcmul(mixed_BSGE, g_m, m.view(*m.shape[:-1], self.kv_heads, -1))
-        mixed = mixed_BSGE.view(x.shape)
-        return mixed if self.scale is None else opened(x, mixed, self.scale)
+        by_head, gates = (*x.shape[:-1], self.kv_heads, -1), self.read(a) if read is None else read
+        mixed = self.mix(x.view(by_head), None if m is None else m.view(by_head), *gates).view(x.shape)
+        return opened(x, mixed, self.scale)
 
 
 class Blend(nn.Module):
@@ -131,7 +133,7 @@ class Residual(nn.Module):
         self.weight, self.norm, self.detach = weight, norm, detach
 
     def forward(self, h: Tensor, memory: Tensor) -> Tensor:
-        y = h + self.weight * (memory.detach() if self.detach else memory)
+        y = torch.add(h, memory.detach() if self.detach else memory, alpha=self.weight)
         return rescaled(y) if self.norm else y
 
 
@@ -221,7 +223,7 @@ class Mixer(nn.Module):
 
     def mix(self, x: Tensor, m: Tensor, gates: dict[str, Tensor]) -> Tensor:
         """The two streams by their gates."""
-        return gates["m"] * m + gates["x"] * x
+        return torch.addcmul(gates["x"] * x, gates["m"], m)
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         """What leaves, from what entered and what was mixed."""
@@ -293,7 +295,7 @@ class Gated(Mixer):
         y = gates["m"] * m if self.scale_m is None else torch.tanh(self.scale_m) * gates["m"] * m
         if self.gate_x is None:
             return y
-        return y + (gates["x"] * x if self.scale_x is None else torch.tanh(self.scale_x) * gates["x"] * x)
+        return torch.addcmul(y, gates["x"] if self.scale_x is None else torch.tanh(self.scale_x) * gates["x"], x)
 
     def join(self, x, y):
         return y if self.scale_m is None else x + y

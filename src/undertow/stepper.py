@@ -19,7 +19,7 @@ from undertow.backbone import adapter
 from undertow.backbone.adapter import tapped
 from undertow.cache import Place, Room, UndertowCache
 from undertow.edges import Edge, Program, output_of
-from undertow.mixers import HeadGate
+from undertow.mixers import HeadGate, opened
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed
 
@@ -39,8 +39,11 @@ class _Token:
     memories_B1D: list[Tensor]
     marked_B1: Tensor | None = None  # where delay-1 targets mix (None: everywhere)
     carried: dict[tuple, Tensor] = field(default_factory=dict)
-    gates: dict[nn.Module, Tensor] = field(default_factory=dict)  # of the layer that runs: one for its keys and values
+    gates: dict[nn.Module, tuple[Tensor, ...]] = field(
+        default_factory=dict
+    )  # of the layer that runs: one for its keys and values
     state: dict[str, Tensor] = field(default_factory=dict)
+    ports: dict[int, list] = field(default_factory=dict)  # those of the layer that runs, for `tapped`
 
 
 class Stepper:
@@ -98,8 +101,9 @@ class Stepper:
         for register, start in self.starts.items():
             state[register] = start.expand_as(x_B1D)
         token = _Token(self.memories, marked, state=state)
-        for visit in self.visits:
-            visit(token, context)
+        with tapped(token.ports):
+            for visit in self.visits:
+                visit(token, context)
         self.position_B1 += 1
         if self.program.memories:
             self.memories = [self._left(token, n) for n in range(len(self.program.memories))]
@@ -170,14 +174,14 @@ class _Visit:
         self.input, self.output = self._around("input"), self._around("output")
         self.layer: nn.Module | None = None
         self.keywords: dict[str, object] = {}
-        self.ports: dict | None = None
+        self.ports: dict[int, list] = {}
         self.token: _Token | None = None
         window = None
         if isinstance(step.block, int):
             self.layer, window = view.layers[step.block], view.window(step.block)
             self.keywords = {"repeat": step.repeat} if view.family.ours else {}
             inside = {name: edges for name, edges in step.edges.items() if view.tap(name) is not None}
-            self.ports = view.ports(step.block, {n: _Port(self, es) for n, es in inside.items()}) if inside else None
+            self.ports = view.ports(step.block, {n: _Port(self, es) for n, es in inside.items()})
         elif step.block != NORM:
             self.layer = modules[step.block]
         self.place: Place = stepper.room.place(step.slot, window, step.shares)
@@ -204,42 +208,39 @@ class _Visit:
         else:
             self.token = token
             token.gates.clear()
-            if self.ports is None:
-                y = stepper.call(self.layer, x, self.place.mask, self.keywords, context)
-            else:
-                with tapped(self.ports):
-                    y = stepper.call(self.layer, x, self.place.mask, self.keywords, context)
+            token.ports.clear()
+            token.ports.update(self.ports)
+            y = stepper.call(self.layer, x, self.place.mask, self.keywords, context)
         if self.output:
             y = self.mixed(self.output, y, y, token)
         for register in self.writes:
             state[register] = y
 
     def mixed(self, mixes: tuple[_Mix, ...], x: Tensor, a: Tensor, token: _Token) -> Tensor:
-        """What edges carry mixed into `x`; `a`: what a mixer reads beside it."""
+        """What edges carry mixed into `x`; `a`: what a mixer reads beside it.
+
+        All in one function: at one token a call of a function costs as much as the operator inside.
+        """
         for mix in mixes:
-            m = self.carried(mix, token)
+            mixer, project = mix.mixer, mix.project
+            m = token.state[mix.source] if mix.memory is None else token.memories_B1D[mix.memory]
+            if project is not None and mix.memory is None:
+                m = project(m)
+            elif project is not None:  # a memory is projected once a token
+                key = (mix.memory, project)
+                known = token.carried.get(key)
+                m = token.carried[key] = project(m) if known is None else known
             if mix.gated:
-                if mix.mixer not in token.gates:
-                    token.gates[mix.mixer] = mix.mixer.read(a)
-                y = mix.mixer(x, m, a, read=token.gates[mix.mixer])
+                gates = token.gates.get(mixer)
+                if gates is None:
+                    gates = token.gates[mixer] = mixer.read(a, wide=x.shape[-1] // mixer.kv_heads)
+                y = opened(x, mixer.mix(x, m, *gates), mixer.scale)
             else:
-                y = mix.mixer(x, m, a)
+                y = mixer(x, m, a)
             if mix.memory is not None and token.marked_B1 is not None:
                 y = torch.where(token.marked_B1[..., None], y, x)
             x = y
         return x
-
-    def carried(self, mix: _Mix, token: _Token) -> Tensor:
-        """What an edge brings: the source's output now (delay 0), or the memory, projected once a token (delay 1)."""
-        if mix.memory is None:
-            m = token.state[mix.source]
-            return m if mix.project is None else mix.project(m)
-        if mix.project is None:
-            return token.memories_B1D[mix.memory]
-        key = (mix.memory, mix.project)
-        if key not in token.carried:
-            token.carried[key] = mix.project(token.memories_B1D[mix.memory])
-        return token.carried[key]
 
 
 class _Port:

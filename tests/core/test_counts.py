@@ -190,9 +190,9 @@ def test_no_recurrence_costs_no_launch():
 @pytest.mark.parametrize(
     "time, more, matrices",
     [
-        (ut.T2MLR(1, 2), 20, 3),
-        (ut.LRT(), 2 + 11 * LAYERS, 2 + LAYERS),
-        (ut.LRT(shared=False), 13 * LAYERS, 3 * LAYERS),
+        (ut.T2MLR(1, 2), 17, 3),
+        (ut.LRT(), 2 + 10 * LAYERS, 2 + LAYERS),
+        (ut.LRT(shared=False), 12 * LAYERS, 3 * LAYERS),
     ],
     ids=TIMES,
 )

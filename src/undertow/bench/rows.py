@@ -24,7 +24,7 @@ __all__ = ["ROWS", "Result", "Row", "run"]
 class Row:
     """One figure. `how`: what is compared (with `speed` more is better); `slow` rows run only when they are named.
 
-    `turns`: rounds that one round asked for is here; a second of decoding varies more than a step of training.
+    `turns`: rounds that one round asked for is here; a second of generating varies more than a step of training.
     """
 
     name: str
@@ -115,16 +115,18 @@ ROWS = {
         ),
         Row(
             "lrt-decode", "LRT decode per token", "1.13-1.18", 1.06, "1.01",
-            partial(work.lrt_decode, compiled=False), replace(DEEP, tokens=96), turns=5,
+            work.lrt_decode, replace(DEEP, tokens=96), measure.steps,
         ),
         Row(
             "lrt-decode-compiled", "LRT decode, compiled layers", "-", 1.04, "1.01",
-            partial(work.lrt_decode, compiled=True), replace(DEEP, tokens=96), slow=True,
+            work.lrt_decode_compiled, replace(DEEP, tokens=96), slow=True,
         ),
-        Row("t2mlr-decode-1", "T2MLR decode, B 1", "1.14", 1.08, "1.05", work.t2mlr_decode, PROMPT, turns=5),
+        Row(
+            "t2mlr-decode-1", "T2MLR decode, B 1", "1.14", 1.08, "1.05", work.t2mlr_decode, PROMPT, measure.steps,
+        ),
         Row(
             "t2mlr-decode-8", "T2MLR decode, B 8", "1.08", 1.05, "1.02", work.t2mlr_decode, replace(PROMPT, batch=8),
-            turns=5,
+            measure.steps,
         ),
         Row(
             "ilr-decode", "ILR [4,2,1,1], 256 new tokens, speed", "0.22", 1.0, "1.0",

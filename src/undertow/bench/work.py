@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from undertow.bench import models
-from undertow.bench.measure import Call
+from undertow.bench.measure import Call, Steps, whole
 from undertow.bench.models import Size
 from undertow.decode import lean
 from undertow.model import UndertowForCausalLM
@@ -21,10 +22,13 @@ from undertow.stepper import Stepper, compiling
 
 @dataclass(frozen=True)
 class Work:
-    """Two calls to compare. `note`: how true ours is; `holds`: whether that is within bounds (None: there are none)."""
+    """Two pieces of work to compare, whole or in steps.
 
-    ours: Call
-    theirs: Call
+    `note`: how true ours is; `holds`: whether that is within bounds (None: there are none).
+    """
+
+    ours: Call | Steps
+    theirs: Call | Steps
     note: str = ""
     holds: bool | None = None
 
@@ -140,34 +144,37 @@ def stepping(model: UndertowForCausalLM, x: Tensor) -> Call:
     return run
 
 
-def reading(model: UndertowForCausalLM, x: Tensor, compiled: bool) -> Call:
+def reading(model: UndertowForCausalLM, x: Tensor, compiled: bool = False) -> Steps:
     """All tokens of a text but the first, one a step of the decode loop, which is the same for every model."""
     model.eval()
 
-    @torch.no_grad()
-    def run() -> None:
-        cache = model(x[:, :1], use_cache=True).past_key_values
+    def steps() -> Iterable[Call]:
+        with torch.no_grad():
+            cache = model(x[:, :1], use_cache=True).past_key_values
         step = Stepper(model, cache, torch.ones_like(x[:, :1]), most=x.shape[1] - 1, compiled=compiled)
-        with torch.inference_mode(), compiling(compiled):
-            for t in range(1, x.shape[1]):
-                step(x[:, t : t + 1])
+        run = torch.inference_mode()(step)
+        return (partial(run, x[:, t : t + 1]) for t in range(1, x.shape[1]))
 
-    return run
+    return steps
 
 
-def writing(model: UndertowForCausalLM, x: Tensor, new: int) -> Call:
+def writing(model: UndertowForCausalLM, x: Tensor, new: int) -> Steps:
     """Greedy, `new` tokens after a prompt that is read beforehand: decoding alone, the same loop for every model."""
     with torch.no_grad():
         out = model.eval()(x, use_cache=True, logits_to_keep=1)
     cache, first_B1 = out.past_key_values, out.logits[:, -1:].argmax(-1)
 
-    def run() -> None:
+    def steps() -> Iterable[Call]:
         step, token_B1 = Stepper(model, cache, torch.full_like(first_B1, x.shape[1]), most=new), first_B1
-        with torch.inference_mode():  # the cache stays as it is: only `release` would hand it the new tokens
-            for _ in range(new):
-                token_B1 = step(token_B1).argmax(-1, keepdim=True)
 
-    return run
+        @torch.inference_mode()  # the cache stays as it is: only `release` would hand it the new tokens
+        def run() -> None:
+            nonlocal token_B1
+            token_B1 = step(token_B1).argmax(-1, keepdim=True)
+
+        return repeat(run, new)
+
+    return steps
 
 
 def greedy(model: Any, x: Tensor, new: int, compiled: bool = False) -> Call:
@@ -179,11 +186,19 @@ def greedy(model: Any, x: Tensor, new: int, compiled: bool = False) -> Call:
     return lambda: model.generate(x, attention_mask=mask, do_sample=False, custom_generate=custom, **length)
 
 
-def lrt_decode(size: Size, compiled: bool) -> Work:
+def lrt_decode(size: Size) -> Work:
     """A token with the memory against one without, shared maps, the same loop."""
     x = models.ids(size)
     model, baseline = models.recurrent(models.nanochat(size), time=RECURRENT), models.recurrent(models.nanochat(size))
-    return Work(reading(model, x, compiled), reading(baseline, x, compiled))
+    return Work(reading(model, x), reading(baseline, x))
+
+
+def lrt_decode_compiled(size: Size) -> Work:
+    """The same with compiled layers, whole texts at once."""
+    x = models.ids(size)
+    model, baseline = models.recurrent(models.nanochat(size), time=RECURRENT), models.recurrent(models.nanochat(size))
+    ours, theirs = (compiling(True)(whole(reading(each, x, compiled=True))) for each in (model, baseline))
+    return Work(ours, theirs)
 
 
 def t2mlr_decode(size: Size) -> Work:
