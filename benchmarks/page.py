@@ -79,7 +79,7 @@ def spent(found: dict) -> str:
     rows = [
         [f"`{row['row']}`"]
         + [f"{row[f'ours {part}']:.2f} / {row[f'theirs {part}']:.2f}" for part in parts]
-        + [f"{row['operators']:.2f}", f"{row['flops']:.2f}"]
+        + [f"{row['operators']:.2f}", "" if row["flops"] is None else f"{row['flops']:.2f}"]
         for row in found["rows"]
     ]
     heads = ["row", "products, ours / theirs", "attention", "other operators", "operators run, ratio", "FLOPs, ratio"]
