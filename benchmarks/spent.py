@@ -3,6 +3,7 @@
 Both sides of a row run under torch's profiler, in turn, three times after one that does not count. Of each, the time in
 matrix products, in attention and in all other operators, in units of what theirs takes in all (0.5 is half of the other
 side's whole work); then how many operators ran and how many FLOPs torch counts (compiled rows: not), ours over theirs.
+Rows that stand in the file already and are not named stay as they are.
 """
 
 from __future__ import annotations
@@ -87,12 +88,14 @@ def look(name: str) -> dict:
 
 def main(out: str, *names: str) -> None:
     one_thread()
-    found = []
+    known = json.loads(Path(out).read_text())["rows"] if Path(out).exists() else []
+    found = {row["row"]: row for row in known}
     for name in names:
-        found.append(look(name))
-        print(found[-1], flush=True)
-    command = f"python benchmarks/spent.py {out} {' '.join(names)}"
-    Path(out).write_text(json.dumps({"command": command, "rows": found}, indent=1) + "\n")
+        found[name] = look(name)
+        print(found[name], flush=True)
+        rows = [found[name] for name in ROWS if name in found]
+        command = f"python benchmarks/spent.py {out} {' '.join(row['row'] for row in rows)}"
+        Path(out).write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
