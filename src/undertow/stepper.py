@@ -39,11 +39,10 @@ class _Token:
     memories_B1D: list[Tensor]
     marked_B1: Tensor | None = None  # where delay-1 targets mix (None: everywhere)
     carried: dict[tuple, Tensor] = field(default_factory=dict)
-    gates: dict[nn.Module, tuple[Tensor, ...]] = field(
-        default_factory=dict
-    )  # of the layer that runs: one for its keys and values
     state: dict[str, Tensor] = field(default_factory=dict)
-    ports: dict[int, list] = field(default_factory=dict)  # those of the layer that runs, for `tapped`
+    # Of the layer that runs: its gates, one for its keys and values, and its ports, for `tapped`.
+    gates: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+    ports: dict[int, list] = field(default_factory=dict)
 
 
 class Stepper:
