@@ -52,7 +52,8 @@ def _parts(recipe):
 
 
 def test_a_saved_recipe_loads_again(tmp_path):
-    recipe = Recipe.parse({"backbone": BACKBONE, "schedule": "Cyclic(4, n=1)", "training": {"betas": [0.8, 0.9]}})
+    own = {"backbone": BACKBONE, "time": "T2MLR(1, 2)"}
+    recipe = Recipe.parse({**own, "schedule": "Cyclic(4, n=1)", "training": {"betas": [0.8, 0.9]}})
     recipe.save(tmp_path / "recipe.yaml")
     assert recipes.load(tmp_path) == recipe
     assert recipe.schedule == Cyclic(4, 1)
@@ -79,7 +80,8 @@ def test_both_spellings_of_a_component_are_one():
     ]
     made = [Recipe.parse({"backbone": BACKBONE, "depth": value}).depth for value in spelled]
     assert made[0] == made[1] == made[2]
-    assert Recipe.parse({"backbone": BACKBONE, "schedule": "Sequential"}).schedule == SCHEDULES["Sequential"]()
+    recipe = Recipe.parse({"backbone": BACKBONE, "time": "T2MLR(1, 2)", "schedule": "Sequential"})
+    assert recipe.schedule == SCHEDULES["Sequential"]()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from undertow.recipe_sections import (
     Backbone,
     Bad,
     Data,
+    DoesNotApply,
     Evaluation,
     Future,
     RecipeError,
@@ -49,6 +50,14 @@ __all__ = [
 
 # The key that names the class, in each section.
 WORDS = {"depth": "method", "time": "method", "schedule": "kind", "source": "task", "puzzle": "puzzle"}
+
+
+class NotRead(RecipeError):
+    """A recipe sets `key` (dotted) where nothing reads it."""
+
+    def __init__(self, text: str, key: str):
+        super().__init__(text)
+        self.key = key
 
 
 class Run(Section):
@@ -80,7 +89,11 @@ class Run(Section):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise RecipeError(f"{where}: {translate(error, cls)}" if where else translate(error, cls)) from None
+            said, cause = translate(error, cls), error.errors()[0].get("ctx", {}).get("error")
+            wrong = RecipeError(f"{where}: {said}" if where else said)
+            if isinstance(cause, DoesNotApply):
+                wrong = NotRead(str(wrong), said.partition(":")[0])
+            raise wrong from None
 
     def replace(self, section: str | None = None, **values) -> Self:
         """A copy with some values changed, in `section` or (None) at the top; checked again."""
@@ -131,10 +144,12 @@ class Recipe(Run):
                 raise
             except (ValueError, TypeError, ArithmeticError) as error:
                 raise Bad("backbone", one_line(error)) from error
+            own = self.future is not None  # parameters that are not the backbone's
             for section in ("depth", "time"):
+                method = getattr(self, section)
                 try:
                     with torch.device("meta"):  # layer numbers are checked, nothing is allocated
-                        getattr(self, section) and getattr(self, section).build(shape, retrofit=False)
+                        modules = {} if method is None else method.build(shape, retrofit=False).modules
                 except (
                     ValueError,
                     TypeError,
@@ -142,9 +157,36 @@ class Recipe(Run):
                     RuntimeError,
                 ) as error:  # torch's and Python's own words
                     raise Bad(section, one_line(error)) from error
+                own = own or any(True for module in modules.values() for _ in module.parameters())
+            if self.training.recurrent_lr != 1 and not own:
+                self._refuse("training", "recurrent_lr", "a model whose methods have no parameters of their own")
             if self.future is not None and not -shape.layers <= self.future.source < shape.layers:
                 raise Bad("future.source", f"{self.future.source}: the model has {shape.layers} layers")
         return self
+
+    @model_validator(mode="after")
+    def _read(self):
+        """What is set must be read: keys that apply to other kinds of models or of data are refused."""
+        from undertow.tasks import Task
+
+        task = self.data.source if isinstance(self.data.source, Task) else None
+        kind = "text" if task is None else task.kind
+        if self.schedule is not None and self.time is None:
+            raise DoesNotApply("schedule", self.schedule, "a model without a time method")
+        if self.data.vocab_size is not None and self.backbone.pretrained is not None:
+            self._refuse("data", "vocab_size", "a pretrained backbone, which has its tokenizer")
+        for key in ("samples", "pass_at", "temperature", "max_new_tokens") if kind != "answers" else ():
+            self._refuse("evaluation", key, "data without answers to write")
+        if kind not in ("answers", "tags"):
+            self._refuse("evaluation", "split", "data that is no task with answers or tags")
+        return self
+
+    def _refuse(self, section: str, key: str, what: str) -> None:
+        """Raise DoesNotApply if the key is not at its default: it does not apply to `what`."""
+        held = getattr(self, section)
+        value = getattr(held, key)
+        if value != type(held).model_fields[key].default:
+            raise DoesNotApply(f"{section}.{key}", value, what)
 
     @property
     def runner(self) -> ModuleType:
@@ -219,10 +261,22 @@ def override(values: dict, texts: Sequence[str]) -> None:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a section")
+        if keys[:-1] == ["backbone"]:  # the new value also stands for what the file calls by another name
+            for alias in _other_names(inner.get("family"), keys[-1]):
+                inner.pop(alias, None)
         try:
             inner[keys[-1]] = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {text}: {one_line(error)}") from None
+
+
+def _other_names(family, field: str) -> set[str]:
+    """Every other name of a field of the backbone's config."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from undertow.backbone.config_fields import other_names
+
+    return other_names(CONFIG_MAPPING[family], field) if family in CONFIG_MAPPING else set()
 
 
 def registry(section: str) -> dict[str, type]:

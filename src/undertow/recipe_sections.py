@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -36,6 +36,32 @@ class Bad(RecipeError):
         self.key = key
 
 
+class DoesNotApply(Bad):
+    """A key that is set where nothing reads it. `key` is the whole dotted one once a recipe is parsed."""
+
+    def __init__(self, key: str, value, what: str):
+        super().__init__(key, f"{value!r}: does not apply to {what}; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditional:
+    """A key that is read only where `applies(section)`; elsewhere it "does not apply to" what `otherwise` names.
+
+    `default` is what an unset key stands for where it applies.
+    """
+
+    key: str
+    default: Any
+    applies: Callable[[Any], bool]
+    otherwise: str
+
+    def check(self, section) -> None:
+        """Raise DoesNotApply where the key is set but nothing reads it."""
+        value = getattr(section, self.key)
+        if value is not None and not self.applies(section):
+            raise DoesNotApply(self.key, value, self.otherwise)
+
+
 def choices(value, allowed: Sequence[str]) -> str:
     """The nearest match to `value`, if any, and all that is allowed."""
     folded = {name.lower(): name for name in reversed(allowed)}
@@ -57,9 +83,25 @@ def folder_name(value: str) -> str:
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are not converted, nothing changes after loading."""
+    """Base of all sections: unknown keys are errors, values are not converted, nothing changes after loading.
+
+    `conditional` lists the keys that something reads only under a condition. They are None where nobody set them; one
+    that is set where nothing reads it is an error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    conditional: ClassVar[tuple[Conditional, ...]] = ()
+
+    @model_validator(mode="after")
+    def _applies(self):
+        for condition in self.conditional:
+            condition.check(self)
+        return self
+
+    def value(self, key: str):
+        """What a conditional key says, or its default where nobody set it."""
+        held = getattr(self, key)
+        return next(c.default for c in self.conditional if c.key == key) if held is None else held
 
 
 class Backbone(Section):
@@ -104,25 +146,33 @@ class Backbone(Section):
             ValueError: unknown family, unknown field, or a value the config refuses.
         """
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import PreTrainedConfig
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        from undertow.backbone import FAMILIES
+        from undertow.backbone import FAMILIES, config_fields
 
         supported = [name for family in FAMILIES for name in family.model_types]
         if self.family not in supported:
             raise Bad("family", f"{self.family!r} is not supported; {choices(self.family, supported)}")
         cls, values = CONFIG_MAPPING[self.family], dict(self.model_extra or {})
-        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}  # not about the architecture
-        allowed = sorted({f.name for f in dataclasses.fields(cls)} - general | set(cls.attribute_map))
+        allowed = config_fields.allowed(cls)
         for key in values:
             if key not in allowed:
                 raise Bad(key, f"unknown key (value {values[key]!r}); {choices(key, allowed)}")
         for key in SIZES.keys() & {key for key, value in values.items() if value is not None}:
             if type(values[key]) is not int or not 1 <= values[key] <= SIZES[key]:
                 raise Bad(key, f"{values[key]!r}: must be a whole number from 1 to {SIZES[key]:,}")
+        twice = config_fields.twice(cls, values)
+        if twice is not None:
+            raise Bad(
+                twice[0], f"{values[twice[0]]!r}: is the same field as {twice[1]} ({values[twice[1]]!r}); keep one"
+            )
         try:
+            ignored = config_fields.ignored(cls, values)
+            if ignored is not None:
+                raise DoesNotApply(ignored, values[ignored], f"this {self.family}, where nothing reads it")
             return cls(**(defaults | values))
+        except Bad:
+            raise
         except (StrictDataclassError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
             raise Bad("", one_line(error)) from error
 
@@ -150,16 +200,28 @@ class Data(Section):
 
     source: Any = "stdlib"
     tokenizer: str | None = None
-    vocab_size: Positive = 4096
+    vocab_size: Positive | None = None  # of the tokenizer that is trained; None: 4096
     seq_len: Annotated[int, Field(ge=2)] = 256
     validation: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
     validation_rows: Positive | None = None
     loss: Literal["response", "all"] | None = None
     memory: Literal["response", "all"] | None = None
     stream: bool = False
-    documents: Positive = 2000  # of a chunk of a stream
+    documents: Positive | None = None  # of a chunk of a stream; None: 2000
     cache_dir: str | None = None
     pause: Pause | None = None
+
+    conditional: ClassVar = (
+        Conditional("vocab_size", 4096, lambda s: not s.has_tokenizer, "data that has its tokenizer"),
+        Conditional("documents", 2000, lambda s: s.stream, "data that is read at once (stream: false)"),
+    )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer is given, here or by the task, so that none is trained."""
+        from undertow.tasks import Task
+
+        return self.tokenizer is not None or (isinstance(self.source, Task) and self.source.tokenizer() is not None)
 
     @field_validator("source")
     @classmethod
@@ -239,11 +301,11 @@ class Training(Section):
     lr_groups: dict[str, Annotated[float, Field(ge=0)]] = {}  # regex of a name: its multiplier; the last match wins
     optimiser: Literal["adamw", "muon", "nanochat"] = "adamw"  # see `undertow.training.optimisers`
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None  # of AdamW; None: 0.9 and 0.95
     decay: Literal["cosine", "linear", "stable", "constant"] = "cosine"
     warmup: Fraction = 0.05  # of all steps
-    cooldown: Fraction = 0.5  # of all steps: how long a stable learning rate falls, linearly, at the end
-    floor: Fraction = 0.0  # where cosine, linear and stable end, of the learning rate
+    cooldown: Fraction | None = None  # of all steps: how long a stable rate falls, linearly, at the end; None: 0.5
+    floor: Fraction | None = None  # where cosine, linear and stable end, of the learning rate; None: 0
     recurrent_weight: RecurrentWeight | None = None
     train_only: str | None = None  # regex: parameters whose names do not match are frozen
     lora: Lora | None = None  # instead of the backbone's own weights
@@ -262,6 +324,15 @@ class Training(Section):
     report_to: list[Literal["trackio", "wandb"]] = []  # experiment trackers, beside TensorBoard's files
     statistics: bool = True  # of gates and norms, at logging steps
 
+    conditional: ClassVar = (
+        Conditional(
+            *("betas", (0.9, 0.95), lambda s: s.optimiser != "nanochat"),
+            otherwise="optimiser 'nanochat', which has published ones for each group",
+        ),
+        Conditional("cooldown", 0.5, lambda s: s.decay == "stable", "a decay other than 'stable'"),
+        Conditional("floor", 0.0, lambda s: s.decay != "constant", "decay 'constant', which never falls"),
+    )
+
     @field_validator("lr_groups", "train_only")
     @classmethod
     def _regexes(cls, value):
@@ -274,8 +345,8 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _phases(self):
-        if self.decay == "stable" and self.warmup + self.cooldown > 1:
-            raise Bad("cooldown", f"{self.cooldown}: with warmup {self.warmup} it exceeds all steps")
+        if self.decay == "stable" and self.warmup + self.value("cooldown") > 1:
+            raise Bad("cooldown", f"{self.value('cooldown')}: with warmup {self.warmup} it exceeds all steps")
         if self.lora is not None and self.train_only is not None:
             raise Bad("lora", f"says what is trained, and so does train_only ({self.train_only!r}); leave one out")
         return self
@@ -305,16 +376,21 @@ class Evaluation(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     sequential: bool = False  # also decode position by position: slow, the definition itself
     text: str | None = None  # a file, a folder, a glob, `topics` or `stdlib`
-    text_rows: Positive = 32  # rows of `data.seq_len` tokens of it, a fixed sample
+    text_rows: Positive | None = None  # rows of `data.seq_len` tokens of it, a fixed sample; None: 32
     prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     new_tokens: Positive = 48
     accuracy: bool | None = None  # None: where the data is such a task
     split: Literal["train", "validation", "test"] = "test"
     records: Positive = 200  # at most; of text, so many documents (`--lengths`, `--icl`)
     samples: Positive = 1
-    temperature: Annotated[float, Field(ge=1e-6)] = 0.8  # of several samples
+    temperature: Annotated[float, Field(ge=1e-6)] | None = None  # of several samples; None: 0.8
     pass_at: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
     max_new_tokens: Positive | None = None  # of an answer; None: as many as the longest gold one
+
+    conditional: ClassVar = (
+        Conditional("text_rows", 32, lambda s: s.text is not None, "a recipe without evaluation.text"),
+        Conditional("temperature", 0.8, lambda s: s.samples > 1, "one sample, which is greedy (samples: 1)"),
+    )
 
     @model_validator(mode="after")
     def _enough_samples(self):

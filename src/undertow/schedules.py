@@ -122,6 +122,8 @@ def _check_loss(schedule: Jacobi | Interleaved | Cyclic, words: tuple[str, ...],
 def _check_adjoint(schedule: Jacobi | Cyclic | Converge):
     if isinstance(schedule, Cyclic | Converge) and schedule.solve not in ("jacobi", "cyclic"):
         raise ValueError(f"{type(schedule).__name__} solve={schedule.solve!r}: allowed are ('jacobi', 'cyclic')")
+    if isinstance(schedule, Cyclic | Converge) and schedule.adjoint is None and schedule.solve != "jacobi":
+        raise ValueError(f"{type(schedule).__name__} solve={schedule.solve!r}: only with adjoint, which it is about")
     if isinstance(schedule, Converge):
         return
     who, adjoint, loss, backward = type(schedule).__name__, schedule.adjoint, schedule.loss, schedule.backward

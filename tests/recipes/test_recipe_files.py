@@ -202,7 +202,9 @@ def cut(recipe: Recipe, sources) -> Recipe:
     if type(recipe.schedule).__name__ == "Chunked":
         data["seq_len"] = 2 * recipe.schedule.C
     backbone["max_position_embeddings"] = max(256, data["seq_len"])
-    data |= {"vocab_size": 280, "validation_rows": None, "cache_dir": str(sources["folder"] / "cache")}
+    data |= {"validation_rows": None, "cache_dir": str(sources["folder"] / "cache")}
+    task_brings_one = isinstance(task, dict) and recipe.data.source.tokenizer() is not None
+    data["vocab_size"] = 280 if data.get("tokenizer") is None and not task_brings_one else None
     values["training"] |= {"batch_size": ROWS, "accumulation": 1, "max_steps": 1, "precision": "float32"}
     limits = [limit for limit in compare.LIMITS.values() if limit != "max_steps"]
     values["training"] = {key: value for key, value in values["training"].items() if key not in limits}

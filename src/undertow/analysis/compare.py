@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -177,6 +177,7 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
     if not isinstance(models, list) or not models:
         raise RecipeError(f"{prefix}models: must be a list of mappings, each with a name and the sections that differ")
     made: dict[str, recipes.Run] = {}
+    unread: dict[str, RecipeError] | None = None  # shared keys that no model so far reads
     flops_of: dict[str, str] = {}
     for number, given in enumerate(models):
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
@@ -191,7 +192,8 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
             flops_of[model["name"]] = other
         if model["name"] in made:
             raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
-        recipe = kind.parse(_merge(shared, model), f"{prefix}models[{number}] ({model['name']})")
+        recipe, left = _parsed(kind, shared, model, f"{prefix}models[{number}] ({model['name']})")
+        unread = left if unread is None else {key: error for key, error in unread.items() if key in left}
         if wide is not None:
             recipe = _widened(recipe, made.get(wide), f"{prefix}models[{number}].parameters_of: {wide!r}", made)
         for limit in LIMITS.values() if isinstance(recipe, Recipe) else ():
@@ -201,7 +203,31 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
             if recipe.common[key] != value:
                 raise RecipeError(f"{prefix}models[{number}].{key}: all models of a comparison have the same {key}")
         made[model["name"]] = recipe
+    if unread:
+        raise next(iter(unread.values()))
     return Comparison(name, made, budget, tuple(seeds), flops_of)
+
+
+def _parsed(kind, shared: Mapping, own: Mapping, where: str) -> tuple[Any, dict[str, RecipeError]]:
+    """The recipe of one model, and the shared keys that do not apply to it (left out of it) with what is said of them.
+
+    A key of the file's shared sections is for the models that read it; one of the model's own must be read.
+    """
+    left: dict[str, RecipeError] = {}
+    merged = _merge(shared, own)
+    while True:
+        try:
+            return kind.parse(merged, where), left
+        except recipes.NotRead as error:
+            section, _, key = error.key.partition(".")
+            of_its_own = own.get(section, {}) if key else own
+            if error.key in left or (key or section) in of_its_own:
+                raise
+            left[error.key] = error
+            if key:
+                merged[section] = {name: value for name, value in merged[section].items() if name != key}
+            else:
+                del merged[section]
 
 
 def _widened(recipe, other, where: str, made: Mapping) -> Recipe:

@@ -63,6 +63,9 @@ class UndertowLlamaConfig(LlamaConfig):
             raise ValueError(f"position={self.position!r}: allowed are {', '.join(POSITIONS)}")
         if self.attention_dropout and self.position in ("cope", "fire"):
             raise ValueError(f"attention_dropout={self.attention_dropout}: must be 0 with position={self.position!r}")
+        started = (self.fire_scale, self.fire_threshold)
+        if self.position != "fire" and started != (0.1, 512.0):
+            raise ValueError(f"fire_scale, fire_threshold = {started}: position={self.position!r} has none of them")
         wrong = [layer for layer in self.adaptive_norm or () if not 0 <= layer < layers]
         if wrong:
             raise ValueError(f"adaptive_norm has layer {wrong[0]}: the model has layers 0..{layers - 1}")

@@ -98,6 +98,8 @@ class UndertowNanoChatConfig(PreTrainedConfig):
             number = getattr(self, name)
             self._need(name, isinstance(number, int | float) and number > 0, "a number greater than 0")
         self._need("value", self.value in VALUES, f"one of {VALUES}")
+        gated = self.value != "none" or not self.value_gate_channels
+        self._need("value_gate_channels", gated, "0 with value='none': there is no value to gate")
         pattern = self.window_pattern
         self._need("window_pattern", isinstance(pattern, str) and set() < set(pattern) <= set(WINDOWS), "letters S, L")
         kinds = [WINDOWS[pattern[i % len(pattern)]] for i in range(L - 1)] + [WINDOWS["L"]]

@@ -236,7 +236,7 @@ def measure(model, data, settings) -> dict:
     found = exact(model, data.task, data.encoder, records, None, size, precision)
     result = {"split": settings.split, "exact": found.to_dict()}
     if data.task.kind == "answers":
-        choice = {"samples": settings.samples, "temperature": settings.temperature}
+        choice = {"samples": settings.samples, "temperature": settings.value("temperature")}
         passes = settings.pass_at or ((settings.samples,) if settings.samples > 1 else ())
         choice |= {"pass_at": passes, "max_new_tokens": settings.max_new_tokens}
         found = generated(model, data.task, data.encoder, records, size, precision, **choice)

@@ -55,6 +55,11 @@ class LRT(Method):
                 raise ValueError(f"LRT {name}={getattr(self, name)!r}: must be True or False")
         if not (self.residual or self.key or self.value):
             raise ValueError("LRT residual=False, key=False, value=False: at least one injection must be on")
+        if not self.residual and self.residual_scale != 0.1:
+            raise ValueError(f"LRT residual=False, residual_scale={self.residual_scale}: no input is scaled then")
+        maps = (self.shared, self.gates, self.gate_channels)
+        if not (self.key or self.value) and maps != (True, True, None):
+            raise ValueError(f"LRT shared, gates, gate_channels = {maps}: key=False, value=False has none of them")
         if self.gate_channels is not None and not self.gates:
             raise ValueError(
                 f"LRT gates=False, gate_channels={self.gate_channels}: without gates there are no channels"

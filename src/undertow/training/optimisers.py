@@ -51,7 +51,7 @@ def parameter_groups(model, settings: Training, batch_tokens: int) -> list[dict]
         }
         if name in hidden:
             return common | {"muon": True, "adjust_lr_fn": "match_rms_adamw"}
-        return common | {"muon": False, "betas": settings.betas, "eps": 1e-8}
+        return common | {"muon": False, "betas": settings.value("betas"), "eps": 1e-8}
 
     return _grouped(model, options)
 

@@ -121,7 +121,7 @@ def _bits_of_text(recipe: Recipe, model, tokenizer) -> float:
     settings = recipe.evaluation
     documents = load_documents(settings.text or ())
     rows: Any = pack_documents(documents, tokenizer, recipe.data.seq_len, recipe.data.cache_dir).head(
-        settings.text_rows
+        settings.value("text_rows")
     )
     found = bits.bits_per_byte(model, rows, token_bytes(tokenizer), Converge(), settings.batch_size, settings.precision)
     return found.bits_per_byte

@@ -121,6 +121,7 @@ def open_data(recipe: Recipe):
     """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
     chosen = recipe.data
     given = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"}
+    given |= {name: chosen.value(name) for name in ("vocab_size", "documents")}
     task = chosen.source if isinstance(chosen.source, Task) else None
     if chosen.tokenizer is None and (task is None or task.tokenizer() is None):
         given["tokenizer"] = recipe.backbone.pretrained  # what the weights were trained with
@@ -156,7 +157,7 @@ def build_model(recipe: Recipe, tokenizer=None):
         lm = load_backbone(base.pretrained, base.revision)
         config = lm.config
     elif tokenizer is None:
-        config = base.hf_config(vocab_size=recipe.data.vocab_size)
+        config = base.hf_config(vocab_size=recipe.data.value("vocab_size"))
     else:
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = base.hf_config(vocab_size=vocabulary_size(tokenizer), **special)
@@ -377,6 +378,8 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[st
     for text in overrides:
         if not text.startswith("evaluation."):
             raise RecipeError(f"--set {text}: only evaluation.* may change when a run is evaluated")
+        if text.partition("=")[0].strip() == "evaluation.points":
+            raise RecipeError(f"--set {text}: does not apply to a finished run: it says how often training is measured")
     chosen = recipes.load(folder, overrides)
     loaded = load(folder, device)
     result = measure(Loaded(loaded.model, loaded.tokenizer, chosen), open_data(chosen), schedules)

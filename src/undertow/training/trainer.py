@@ -78,10 +78,13 @@ def _fall(settings: Training, max_steps: int) -> dict[str, Any]:
     if settings.decay == "constant":
         return {"lr_scheduler_type": "constant_with_warmup"}
     if settings.decay == "cosine":
-        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": settings.floor}}
+        return {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": settings.value("floor")},
+        }
     after = max_steps - round(settings.warmup * max_steps)
-    falling = after if settings.decay == "linear" else min(after, round(settings.cooldown * max_steps))
-    keywords = {"num_decay_steps": falling, "decay_type": "linear", "min_lr_ratio": settings.floor}
+    falling = after if settings.decay == "linear" else min(after, round(settings.value("cooldown") * max_steps))
+    keywords = {"num_decay_steps": falling, "decay_type": "linear", "min_lr_ratio": settings.value("floor")}
     return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": keywords}
 
 
