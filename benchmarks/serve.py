@@ -99,7 +99,7 @@ def main(out: str | None = None):
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             parameters = save(Path(folder), size)
-            run = "from undertow.cli import main; main()"
+            run = "from undertow_cli import main; main()"
             command = [sys.executable, "-c", run, "serve", folder, "--port", "0", "--batch", "8", "--device", "cpu"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:

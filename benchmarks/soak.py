@@ -86,7 +86,7 @@ def start(file: Path, folder: Path, kill_at: int | None = None) -> int:
             os.dup2(log.fileno(), 2)
         if kill_at is not None:
             sys.addaudithook(watch)
-        from undertow.cli import main
+        from undertow_cli import main
 
         main(["train", str(file), "--out", str(folder), "--resume", "--device", "cpu"])
     except SystemExit as end:

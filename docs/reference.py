@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from undertow.cli import app
+from undertow_cli import app
 
 MARK = "<!-- commands -->"
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # what an option without a metavar takes

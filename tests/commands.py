@@ -2,7 +2,7 @@
 
 import pytest
 
-from undertow.cli import main
+from undertow_cli import main
 
 
 def call(capsys, *arguments):

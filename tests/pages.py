@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 import yaml
 
-from undertow.cli import app
+from undertow_cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -164,7 +164,7 @@ def test_wrong_commands_are_noticed(command, complaint):
 def test_every_command_and_option_is_in_the_reference():
     said = reference.filled((ROOT / "docs" / "reference" / "cli.md").read_text())
     _, *sections = re.split(r"^## undertow ", said, flags=re.M)
-    from undertow.cli import app
+    from undertow_cli import app
 
     callbacks = {command.name: command.callback for command in app.registered_commands}
     assert [section.split("\n")[0] for section in sections] == list(callbacks)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from undertow.analysis import drawing
-from undertow.cli import app
+from undertow_cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "report.md").read_text()

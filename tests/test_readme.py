@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from undertow.cli import app
+from undertow_cli import app
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from fetch import fetch
 from undertow.analysis import compare
 from undertow.analysis.columns import number, table
-from undertow.cli.console import out, quiet
 from undertow.training import run
 from undertow.training.progress import progress
 from undertow.training.result import Loaded, measure
+from undertow_cli.console import out, quiet
 
 FILE = Path(__file__).with_name("retrofit.yaml")
 FETCHED = "runs/smollm2"

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from undertow.cli import main
+from undertow_cli import main
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

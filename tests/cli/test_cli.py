@@ -9,7 +9,7 @@ from commands import call
 
 
 def test_help_loads_no_torch():
-    code = "import sys, undertow.cli; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
+    code = "import sys, undertow_cli; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -35,8 +35,8 @@ def url(request):
     """A server of its own for every model, in a thread; the address carries the model's name behind it."""
     import uvicorn
 
-    from undertow.cli.serve import listening
     from undertow.serve import api
+    from undertow_cli.serve import listening
 
     app = api.build(tiny(*MODELS[request.param]).float(), byte_tokenizer(), Limits(), request.param)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -14,9 +14,9 @@ from served import byte_tokenizer, tiny
 
 import undertow as ut
 from commands import call
-from undertow.cli.serve import listening, read_key, serve
 from undertow.serve.chat import chat
 from undertow.serve.decode import Sampling
+from undertow_cli.serve import listening, read_key, serve
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_it_listens_on_this_machine_alone():
 def test_serve_on_a_socket(folder, tmp_path):
     """The whole of it in a process of its own: a stream is cut by the client, and Ctrl-C ends it cleanly."""
     (tmp_path / "key").write_text("s3cret\n")
-    run = "from undertow.cli import main; main()"
+    run = "from undertow_cli import main; main()"
     command = [sys.executable, "-c", run, "serve", str(folder), "--port", "0", "--api-key-file", "key"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
@@ -139,7 +139,7 @@ def test_generate_without_a_prompt(capsys, folder, monkeypatch):
     assert status == 2 and err == "error: Missing argument 'PROMPT': a conversation needs a terminal\n"
     lines = iter(["Hello", "/quit"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("undertow.cli.generate.out.input", lambda prompt: next(lines))
+    monkeypatch.setattr("undertow_cli.generate.out.input", lambda prompt: next(lines))
     status, said, err = call(capsys, "generate", folder, "--temperature", 0, "--max-new-tokens", 6, "--device", "cpu")
     assert status == 0, err
     assert "/reset forgets the conversation" in said

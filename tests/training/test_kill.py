@@ -32,7 +32,7 @@ TRAIN = """
 import os, signal, sys
 import tiny_tasks
 import undertow.training.run
-from undertow.cli import main
+from undertow_cli import main
 from undertow.tasks import TASKS
 
 TASKS.update(tiny_tasks.CLASSES)

@@ -196,7 +196,7 @@ torch, run, recipe, cli = (types.ModuleType(name) for name in ("torch", "run", "
 torch.set_num_threads, run.train, cli.quiet = int, train, dict
 recipe.load_any = lambda place: types.SimpleNamespace(runner=run)
 sys.modules |= {"torch": torch, "undertow.training.run": run, "undertow.recipe": recipe}
-sys.modules |= {"undertow.cli": cli, "undertow.cli.console": cli}
+sys.modules |= {"undertow_cli": cli, "undertow_cli.console": cli}
 import undertow, undertow.training
 undertow.recipe, undertow.training.run = recipe, run
 from undertow.training import launch

@@ -26,7 +26,7 @@ SPEEDS = ("seconds", "puzzles_per_second", "seconds_per_step")
 SEVERAL = PuzzleRecipe.parse(tiny.merged(training={"steps": 12, "save_every": 5, "keep": 3, "evaluate_every": 0}))
 TRAIN = """
 import undertow.analysis.compare, undertow.training.progress, undertow.trm.run  # what takes long to load
-from undertow.cli import main
+from undertow_cli import main
 print("ready", flush=True)
 main()
 """

@@ -105,7 +105,7 @@ def test_generate_says_every_step_and_whether_it_is_right(capsys, runs, tmp_path
 
 
 def test_generate_marks_what_changed(monkeypatch):
-    from undertow.cli.puzzles import _marked
+    from undertow_cli.puzzles import _marked
 
     marked = _marked("1 .\n. 2", "1 3\n. 2\nx")
     assert marked.plain == "1 3\n. 2\nx"

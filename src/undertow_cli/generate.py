@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Run, of_puzzles, only, out, quiet
+from undertow_cli.console import Device, Run, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
 
     quiet()
     if of_puzzles(folder):
-        from undertow.cli import puzzles
+        from undertow_cli import puzzles
 
         if prompt is None:
             raise ValueError("Missing argument 'PROMPT': a puzzle as text, its file, or - for stdin")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Run, errors, out, quiet
+from undertow_cli.console import Device, Run, errors, out, quiet
 
 LOCAL = {
     "127.0.0.1": ("127.0.0.1", "localhost"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from undertow.cli.console import out, quiet
+from undertow_cli.console import out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table

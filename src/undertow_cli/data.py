@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow.cli.console import out, quiet
+from undertow_cli.console import out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ def data(
         out.print(_listing(TASKS | PUZZLES))
         return
     if task.partition("(")[0].strip() in PUZZLES:
-        from undertow.cli import puzzles
+        from undertow_cli import puzzles
 
         puzzles.write(task, folder, overrides)
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import out, quiet
+from undertow_cli.console import out, quiet
 
 
 def bench(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Out, Overrides, Target, out, quiet
+from undertow_cli.console import Device, Out, Overrides, Target, out, quiet
 
 
 def train(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow.cli.console import Device, Out, Overrides, out, quiet
+from undertow_cli.console import Device, Out, Overrides, out, quiet
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

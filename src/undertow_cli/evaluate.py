@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undertow.cli.console import Device, Overrides, Run, of_puzzles, only, out, quiet
+from undertow_cli.console import Device, Overrides, Run, of_puzzles, only, out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +70,7 @@ def evaluate(
 
     quiet()
     if of_puzzles(folder):
-        from undertow.cli import puzzles
+        from undertow_cli import puzzles
 
         only(context, "a run on puzzles", "folder", "overrides", "device")
         puzzles.evaluate(folder, overrides, device)

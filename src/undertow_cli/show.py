@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Overrides, Target, out, quiet
+from undertow_cli.console import Device, Overrides, Target, out, quiet
 
 
 def show(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Run, of_puzzles, out, quiet
+from undertow_cli.console import Run, of_puzzles, out, quiet
 
 
 def export(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from undertow.cli.console import Device, Overrides, Target, out, quiet
+from undertow_cli.console import Device, Overrides, Target, out, quiet
 
 
 def check(target: Target, overrides: Overrides = [], device: Device = "auto") -> None:  # noqa: B006

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from undertow.cli import (
+from undertow.training import signals
+from undertow_cli import (
     bench,
     check,
     compare,
@@ -23,8 +24,7 @@ from undertow.cli import (
     sweep,
     train,
 )
-from undertow.cli.console import errors, out
-from undertow.training import signals
+from undertow_cli.console import errors, out
 
 __all__ = ["app", "main"]
 
