@@ -133,6 +133,6 @@ def documents(block: Block) -> list[dict]:
             keys = set()
         keys |= {key[1]} if key else set()
         parts[-1].append(line)
-    from undertow.recipe import _Loader
+    from undertow.recipe_yaml import Loader
 
-    return [yaml.load("".join(part), Loader=_Loader) for part in parts]
+    return [yaml.load("".join(part), Loader=Loader) for part in parts]

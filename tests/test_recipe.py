@@ -197,7 +197,7 @@ def test_yaml_mistakes(tmp_path):
     for text, line in (
         ("seed: 1\ndata:\n  seq_len: 2\n  seq_len: 3\n", "line 4, column 3: key 'seq_len' is given twice"),
         ("a: [1\nb: 2", "line 2"),
-        ("- 1\n", "must be a mapping of sections (name, seed, backbone"),
+        ("- 1\n", "must be a mapping of sections such as backbone"),
         ("", "must be a mapping of sections"),
         ("models: []\n", "is a comparison"),
         ("a: !!python/object:os.system {}\n", "could not determine a constructor"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,20 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from undertow.recipe_sections import (
-    Backbone,
-    Bad,
-    Data,
-    DoesNotApply,
-    Evaluation,
-    Future,
-    RecipeError,
-    Section,
-    Training,
-    choices,
-    folder_name,
-    one_line,
-)
+from undertow.recipe_base import Bad, DoesNotApply, RecipeError, choices, folder_name, one_line
+from undertow.recipe_sections import Backbone, Data, Evaluation, Future, Section, Training
+from undertow.recipe_yaml import Loader, read_yaml
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -265,7 +253,7 @@ def override(values: dict, texts: Sequence[str]) -> None:
             for alias in _other_names(inner.get("family"), keys[-1]):
                 inner.pop(alias, None)
         try:
-            inner[keys[-1]] = yaml.load(value, Loader=_Loader)
+            inner[keys[-1]] = yaml.load(value, Loader=Loader)
         except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {text}: {one_line(error)}") from None
 
@@ -385,40 +373,3 @@ def _said(first: Mapping[str, Any]) -> str:
     """Pydantic's own sentence, begun as ours are."""
     said = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return said[:1].lower() + said[1:]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error and `1e-3` is a number (YAML 1.1 wants `1.0e-3`)."""
-
-    def construct_mapping(self, node, deep=False):
-        self.flatten_mapping(node)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                mark = node.value[i][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file. Raises RecipeError (syntax, duplicate keys, not a mapping), FileNotFoundError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date that is none, a number of 5,000 digits
-        raise RecipeError(f"{path}: not readable as YAML: {one_line(error)}") from None
-    except RecursionError:
-        raise RecipeError(f"{path}: not readable as YAML: nested too deeply") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: must be a mapping of sections ({', '.join(Recipe.model_fields)})")
-    return values

@@ -89,7 +89,7 @@ def _text(given: str) -> str:
 
 
 def _identifier(recipe, name: str) -> int:
-    from undertow.recipe_sections import choices
+    from undertow.recipe_base import choices
     from undertow.trm import run
 
     names = run.open_data(recipe).train.names

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from undertow import recipe as recipes
 from undertow.analysis import outcome
 from undertow.recipe import Recipe, RecipeError, Section, translate
-from undertow.recipe_sections import folder_name
+from undertow.recipe_base import folder_name
 
 if TYPE_CHECKING:
     from undertow.training.progress import Bars

@@ -20,7 +20,7 @@ import yaml
 from undertow.data import check_tokenizer
 from undertow.evaluation import likelihood
 from undertow.evaluation.tables import plain
-from undertow.recipe_sections import one_line
+from undertow.recipe_base import one_line
 from undertow.schedules import Schedule
 from undertow.tasks import files
 

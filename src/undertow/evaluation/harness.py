@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from undertow.evaluation.tables import plain
-from undertow.recipe_sections import choices, one_line
+from undertow.recipe_base import choices, one_line
 from undertow.schedules import Schedule
 
 MISSING = "lm-eval is not installed: pip install 'undertow[eval]'"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import TrainerCallback
 
 from undertow.recipe import RecipeError
-from undertow.recipe_sections import Lora, one_line
+from undertow.recipe_base import one_line
+from undertow.recipe_sections import Lora
 from undertow.training.optimisers import OURS, trainable
 
 

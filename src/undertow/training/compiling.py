@@ -17,7 +17,7 @@ import torch
 from undertow import store
 from undertow.backbone import adapter
 from undertow.model import UndertowForCausalLM
-from undertow.recipe_sections import one_line
+from undertow.recipe_base import one_line
 
 LIMIT = 64  # variants of one function: with and without mask, gradient, memory ... (torch's own limit is 8)
 

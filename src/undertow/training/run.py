@@ -38,7 +38,7 @@ from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
-from undertow.recipe_sections import one_line
+from undertow.recipe_base import one_line
 from undertow.tasks import Task
 from undertow.training import adapters, budget, checkpoints, optimisers, signals, trackers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics

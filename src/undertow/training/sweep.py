@@ -32,7 +32,8 @@ from pydantic import Field, ValidationError, field_validator
 from undertow import recipe as recipes
 from undertow.analysis.compare import LIMITS, SECTIONS
 from undertow.recipe import Recipe, RecipeError, Section, translate
-from undertow.recipe_sections import Bad, Positive, choices, folder_name, one_line
+from undertow.recipe_base import Bad, choices, folder_name, one_line
+from undertow.recipe_sections import Positive
 from undertow.training import launch
 from undertow.training.launch import Watch, write_text
 

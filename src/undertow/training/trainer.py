@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from undertow.recipe import Training
-from undertow.recipe_sections import one_line
+from undertow.recipe_base import one_line
 from undertow.training import checkpoints
 from undertow.training.precision import uses_bfloat16
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from undertow.recipe_sections import Bad, Positive, Section
+from undertow.recipe_base import Bad
+from undertow.recipe_sections import Positive, Section
 
 
 class Network(Section):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from undertow.recipe import Run, component
-from undertow.recipe_sections import Bad, Positive, Section, choices, one_line
+from undertow.recipe_base import Bad, choices, one_line
+from undertow.recipe_sections import Positive, Section
 from undertow.trm.config import Network
 from undertow.trm.puzzles import PUZZLES, Folder, Source
 from undertow.trm.settings import TRMTraining
