@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from undertow.cli.console import Device, Run, of_puzzles, only, out, quiet
 
@@ -46,11 +47,11 @@ def generate(
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
     only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device", "compiled")
-    if prompt is None and not sys.stdin.isatty():
+    if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
         raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
     def write(piece: str) -> None:
-        out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print(piece, end="", highlight=False, soft_wrap=True)
 
     loaded = run.load(folder, device)
     if prompt is None:
@@ -58,9 +59,11 @@ def generate(
             raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
-    out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-    samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
-    out.print()
+    out.print(prompt, end="", style="dim", highlight=False, soft_wrap=True)
+    try:
+        samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
+    finally:
+        out.print()
 
 
 def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write) -> None:
@@ -71,6 +74,6 @@ def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write)
         raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
     how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     chat(
-        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
-        lambda line: out.print(line, style="dim", markup=False, highlight=False),
+        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input(Text("> ", "bold")), write,
+        lambda line: out.print(line, style="dim", highlight=False),
     )  # fmt: skip
