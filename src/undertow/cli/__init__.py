@@ -26,7 +26,7 @@ from undertow.cli import (
     sweep,
     train,
 )
-from undertow.cli.console import Closed, errors, finish, must_be_text, out, say, show_anything
+from undertow.cli.console import Closed, as_text, errors, finish, out, say, show_anything
 from undertow.training import signals
 
 __all__ = ["app", "main"]
@@ -62,9 +62,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {  # and what each says when
 def _stoppable(verb: Callable[..., None], said: str) -> Callable[..., None]:
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
-        must_be_text(kwargs.values())
         with signals.stopped_with(said):
-            verb(*args, **kwargs)
+            verb(*args, **{name: as_text(value) for name, value in kwargs.items()})
 
     return run
 

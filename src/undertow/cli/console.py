@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,13 +58,29 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME-N).")]
 
 
-def must_be_text(values: Iterable[Any]) -> None:
-    """Raise ValueError where one, or a text in a list, came as bytes that are no UTF-8 (a path may)."""
-    for value in values:
-        if isinstance(value, list):
-            must_be_text(value)
-        elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(f"{value if len(value) <= 80 else value[:80] + '...'}: is not UTF-8")
+def as_text(value: Any) -> Any:
+    """What was typed (a list: each of it), its bytes read as UTF-8 where the locale knew no such letters.
+
+    Raises ValueError: they are not UTF-8; or a path whose letters the locale does not know. safetensors and pictures
+    take no such paths, and a run would end where its weights are saved.
+    """
+    if isinstance(value, list):
+        return [as_text(one) for one in value]
+    if not isinstance(value, str | Path) or not is_broken(str(value)):
+        return value
+    said = escaped(str(value) if len(str(value)) <= 80 else str(value)[:80] + "...")
+    try:
+        text = str(value).encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise ValueError(f"{said}: is not UTF-8") from None
+    if isinstance(value, Path):
+        raise ValueError(f"{said}: this locale has no such letters; PYTHONUTF8=1 reads names as UTF-8")
+    return text
+
+
+def is_broken(text: str) -> bool:
+    """Whether there are bytes in it that were not read as letters."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def folder_there(path: Path) -> Path:
@@ -109,10 +124,10 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     """A handler of what an encoding lacks: our own drawings in ASCII, anything else as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return _escaped(error.object[error.start : error.end].translate(PLAIN)), error.end
+    return escaped(error.object[error.start : error.end].translate(PLAIN)), error.end
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """In ASCII; bytes that came as no UTF-8 are written as such."""
     return (
         "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
@@ -130,6 +145,9 @@ def finish() -> None:
         except OSError:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), stream.fileno())
+    for terminal in (out, errors):
+        with terminal.capture():  # takes what could not be written, too
+            pass
 
 
 def of_puzzles(folder: Path) -> bool:

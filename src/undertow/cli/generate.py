@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from undertow.cli.console import Device, Run, of_puzzles, only, out, quiet
+from undertow.cli.console import Device, Run, as_text, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -66,6 +66,15 @@ def generate(
         out.print()
 
 
+def _line() -> str:
+    """What is typed next. Bytes that are no text stay in it."""
+    line = out.input(Text("> ", "bold"))
+    try:
+        return as_text(line)
+    except ValueError:
+        return line
+
+
 def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write) -> None:
     from undertow.serve.chat import chat
     from undertow.serve.decode import Sampling
@@ -74,6 +83,6 @@ def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write)
         raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
     how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     chat(
-        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input(Text("> ", "bold")), write,
+        loaded.model, loaded.tokenizer, how, tokens, _line, write,
         lambda line: out.print(line, style="dim", highlight=False),
     )  # fmt: skip
