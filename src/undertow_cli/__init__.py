@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import typer
@@ -24,7 +27,7 @@ from undertow_cli import (
     sweep,
     train,
 )
-from undertow_cli.console import errors, out
+from undertow_cli.console import Closed, as_text, errors, finish, out, say, show_anything
 
 __all__ = ["app", "main"]
 
@@ -38,19 +41,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("show")(show.show)
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("sweep")(sweep.sweep)
-app.command("eval")(evaluate.evaluate)
-app.command("generate")(generate.generate)
-app.command("serve")(serve.serve)
-app.command("check")(check.check)
-app.command("report")(report.report)
-app.command("bench")(bench.bench)
-app.command("data")(data.data)
-app.command("import")(import_.import_)
-app.command("export")(export.export)
+RESUMES = "--resume goes on from the last checkpoint"
+VERBS: dict[str, tuple[Callable[..., None], str]] = {  # and what each says when a signal ends it
+    "show": (show.show, "nothing was changed"),
+    "train": (train.train, RESUMES),
+    "compare": (compare.compare, RESUMES),
+    "sweep": (sweep.sweep, RESUMES),
+    "eval": (evaluate.evaluate, "what was measured before is kept"),
+    "generate": (generate.generate, "the text ends here"),
+    "serve": (serve.serve, "the server is closed"),
+    "check": (check.check, "the checks were not finished; nothing was changed"),
+    "report": (report.report, "the page is drawn again by the same command"),
+    "bench": (bench.bench, "rows that were measured are kept where --out says"),
+    "data": (data.data, "the same command begins anew"),
+    "import": (import_.import_, "nothing was imported"),
+    "export": (export.export, "nothing was exported"),
+}
+
+
+def _stoppable(verb: Callable[..., None], said: str) -> Callable[..., None]:
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with signals.stopped_with(said):
+            verb(*args, **{name: as_text(value) for name, value in kwargs.items()})
+
+    return run
+
+
+for _name, (_verb, _said) in VERBS.items():
+    app.command(_name)(_stoppable(_verb, _said))
 
 
 @app.callback(invoke_without_command=True)
@@ -70,27 +89,36 @@ def main(arguments: list[str] | None = None) -> None:
     # slower training and 9 times slower decoding. Torch reads this when it loads, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     out.quiet = os.environ.get("RANK", "0") != "0"  # under torchrun one process speaks
+    show_anything()
+    status = _run(arguments)
+    finish()
+    sys.exit(status)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """The exit status."""
     try:
         with signals.raised():
-            status = app(arguments, prog_name="undertow", standalone_mode=False)
+            return app(arguments, prog_name="undertow", standalone_mode=False) or 0
     except signals.Stopped as stop:
-        errors.print(str(stop), soft_wrap=True, highlight=False, markup=False)
-        sys.exit(stop.status)
+        say(str(stop))
+        return stop.status
+    except (KeyboardInterrupt, typer.Abort):  # before a verb began
+        say(str(signals.Stopped(signal.SIGINT)))
+        return 128 + signal.SIGINT
+    except Closed:
+        return 141  # as of a program that SIGPIPE ends
+    except UnicodeEncodeError as error:
+        return _refused(f"{error.object[:60]!r}: is not UTF-8", error)
     except ClickException as error:
-        status = _say(error.format_message(), error)
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
+        return _refused(error.format_message(), error)
     except (ValueError, OSError, FloatingPointError) as error:
-        status = _say(str(error), error)
-    if status == 130:  # typer turns an interrupt into this status itself
-        errors.print("stopped; --resume goes on from the last checkpoint", highlight=False)
-    sys.exit(status or 0)
+        return _refused(str(error), error)
 
 
-def _say(message: str, error: Exception) -> int:
+def _refused(message: str, error: Exception) -> int:
     """One line on stderr (with UNDERTOW_DEBUG=1 the traceback first); returns the exit status."""
     if os.environ.get("UNDERTOW_DEBUG", "0") not in ("", "0"):
         errors.print_exception()
-    line = " ".join(message.split()) or type(error).__name__
-    errors.print(f"error: {line}", soft_wrap=True, highlight=False, markup=False)
+    say(f"error: {' '.join(message.split()) or type(error).__name__}")
     return 2

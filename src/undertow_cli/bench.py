@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from undertow_cli.console import out, quiet
 
@@ -33,9 +34,9 @@ def bench(
     report.one_thread()
     results = []
     for row in chosen:
-        with out.status(f"{row.name}: {row.about}"):
+        with out.status(Text(f"{row.name}: {row.about}")):
             results.append(run(row, rounds, tiny))
-        out.print(report.line(results[-1]), markup=False, highlight=False, soft_wrap=True)
+        out.print(report.line(results[-1]), highlight=False, soft_wrap=True)
         if file is not None:
             report.write(file, results, rounds, tiny)  # after every row: the whole table takes an hour
     out.print(report.table(results))

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, out, quiet
+from undertow_cli.console import Device, Out, Overrides, files_there, headline, out, quiet
 
 
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(help="One comparison, or recipes with the same data; or folders of runs.")
+        list[Path],
+        typer.Argument(help="One comparison, or recipes with the same data; or folders of runs.", callback=files_there),
     ],
     overrides: Overrides = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished models, go on with the others.")] = False,
@@ -39,7 +40,7 @@ def compare(
         return
     plan = comparison.load(files, overrides)
     folder = pick_folder(plan.name, folder, resume)
-    out.print(f"[bold]{plan.name}[/]: {len(plan.recipes)} models, {len(plan.seeds)} seed(s), in {folder}")
+    headline(plan.name, f": {len(plan.recipes)} models, {len(plan.seeds)} seed(s), in {folder}")
     with progress(out) as bars:
         results = comparison.run(plan, folder, resume=resume, device=device, watch=bars)
     out.print(table(results))

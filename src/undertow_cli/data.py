@@ -57,8 +57,8 @@ def data(
     with _progress() as watch:
         held = folders.write(chosen, folder, watch)
     out.print(_table(held))
-    out.print(_shown(folders.Folder(str(folder))), highlight=False, markup=False, soft_wrap=True)
-    out.print(f"The records lie in {folder}; in a recipe: data: {{source: {folder}}}", soft_wrap=True, markup=False)
+    out.print(_shown(folders.Folder(str(folder))), highlight=False, soft_wrap=True)
+    out.print(f"The records lie in {folder}; in a recipe: data: {{source: {folder}}}", soft_wrap=True)
 
 
 @contextmanager
@@ -66,7 +66,11 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
     """A line a split that counts its records while they are written."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description:10} {task.completed:,} records"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:10} {task.completed:,} records", markup=False),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         rows = {}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from undertow_cli.console import Device, Run, of_puzzles, only, out, quiet
+from undertow_cli.console import Device, Run, as_text, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -46,11 +47,11 @@ def generate(
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
     only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device", "compiled")
-    if prompt is None and not sys.stdin.isatty():
+    if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
         raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
     def write(piece: str) -> None:
-        out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print(piece, end="", highlight=False, soft_wrap=True)
 
     loaded = run.load(folder, device)
     if prompt is None:
@@ -58,9 +59,20 @@ def generate(
             raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
-    out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-    samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
-    out.print()
+    out.print(prompt, end="", style="dim", highlight=False, soft_wrap=True)
+    try:
+        samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
+    finally:
+        out.print()
+
+
+def _line() -> str:
+    """What is typed next. Bytes that are no text stay in it."""
+    line = out.input(Text("> ", "bold"))
+    try:
+        return as_text(line)
+    except ValueError:
+        return line
 
 
 def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write) -> None:
@@ -71,6 +83,6 @@ def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write)
         raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
     how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     chat(
-        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
-        lambda line: out.print(line, style="dim", markup=False, highlight=False),
+        loaded.model, loaded.tokenizer, how, tokens, _line, write,
+        lambda line: out.print(line, style="dim", highlight=False),
     )  # fmt: skip

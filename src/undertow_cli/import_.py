@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import out, quiet
+from undertow_cli.console import folder_there, out, quiet
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="PATH", help="Folder with its config and weights.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with its config and weights.", callback=folder_there)
+    ],
     into: Annotated[Path, typer.Option("--out", help="New folder for the imported model.")],
     method: Annotated[str | None, typer.Option(help="t2mlr or lrt (default: what the config looks like).")] = None,
     names: Annotated[

@@ -65,7 +65,7 @@ def solve(folder: Path, given: str, device: str, sure: float | None, name: str |
     inputs = source.parse(_text(given))
     known = None if name is None else torch.tensor([_identifier(loaded.recipe, name)])
     shown = source.render(inputs)
-    out.print(shown, markup=False, highlight=False)
+    out.print(shown, highlight=False)
     grids = [inputs]
     rows = torch.from_numpy(inputs).long()[None]
     for answer in solving.answers(loaded.model, rows, known, early_exit=sure is not None, sure=sure or 0.5):
@@ -76,7 +76,7 @@ def solve(folder: Path, given: str, device: str, sure: float | None, name: str |
         out.print(f"\nstep {answer.step}: cells changed: {changed}, halt head: {halt:.1%}", highlight=False)
         if changed:
             out.print(_marked(before, shown))
-    out.print(_verdict(source, inputs, grids[-1]), highlight=False, markup=False)
+    out.print(_verdict(source, inputs, grids[-1]), highlight=False)
     if draw is not None:
         draw(grids)
         out.print(f"The steps lie in {picture}", soft_wrap=True)
@@ -84,6 +84,8 @@ def solve(folder: Path, given: str, device: str, sure: float | None, name: str |
 
 def _text(given: str) -> str:
     if given == "-":
+        if sys.stdin is None:
+            raise ValueError("-: stdin is closed")
         return sys.stdin.read()
     return Path(given).read_text(encoding="utf-8") if os.path.isfile(given) else given
 
@@ -137,5 +139,5 @@ def write(puzzle: str, folder: Path | None, overrides: Sequence[str]) -> None:
     for split in ("train", "test"):
         data = puzzles.read(folder, split)
         out.print(f"{split}: {data.num_groups:,} puzzles, {len(data):,} examples", highlight=False)
-    out.print(source.render(data.inputs_ES[0]), markup=False, highlight=False)
-    out.print(f"The puzzles lie in {folder}; in a recipe: puzzle: {folder}", soft_wrap=True, markup=False)
+    out.print(source.render(data.inputs_ES[0]), highlight=False)
+    out.print(f"The puzzles lie in {folder}; in a recipe: puzzle: {folder}", soft_wrap=True)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, out, quiet
+from undertow_cli.console import Device, folder_there, out, quiet
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.", callback=folder_there)],
     device: Device = "auto",
 ) -> None:
     """Write report.html from what lies in the folder; no result file is changed."""

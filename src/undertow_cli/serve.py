@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +57,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         out.print(f"{name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", highlight=False)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-        with suppress(KeyboardInterrupt):  # how uvicorn ends after Ctrl-C
-            uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])  # raises again the signal that ended it
 
 
 def listening(host: str, port: int):

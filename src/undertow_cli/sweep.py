@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, out, quiet
+from undertow_cli.console import Device, Out, Overrides, file_there, headline, out, quiet
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A sweep (YAML).")],
+    file: Annotated[Path, typer.Argument(help="A sweep (YAML).", callback=file_there)],
     overrides: Overrides = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their cost; train nothing.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time (default: what the file says).")] = None,
@@ -37,13 +37,13 @@ def sweep(
         _list(plan)
         return
     folder = pick_folder(plan.name, folder, resume)
-    out.print(f"[bold]{plan.name}[/]: {len(plan.runs)} runs in {folder}", soft_wrap=True)
+    headline(plan.name, f": {len(plan.runs)} runs in {folder}")
     with progress(out) as bars:
         found = sweeps.run(plan, folder, _Board(bars, folder, len(plan.runs)), workers, device)
     out.print(results.table(found, short=True))
     failed = results.failures(found)
     for line in failed:
-        out.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        out.print(line, style="red", highlight=False, soft_wrap=True)
     out.print(f"Table and runs lie in {folder}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)

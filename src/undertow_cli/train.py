@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, Target, out, quiet
+from undertow_cli.console import Device, Out, Overrides, Target, headline, out, quiet
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
     chosen = recipe.load_any(target, overrides)
     data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
-    out.print(f"[bold]{chosen.name}[/] in {folder}")
+    headline(chosen.name, f" in {folder}")
     with run.nothing_left(folder, resume), progress(out) as bars:
         watch = [bars.callback(chosen.name)]
         result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)

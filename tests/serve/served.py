@@ -1,4 +1,6 @@
-"""What the tests of the server share: a tiny model with a byte tokenizer, and a client."""
+"""What the tests of the server share: a tiny model with a byte tokenizer, and requests."""
+
+import json
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -36,3 +38,23 @@ def tiny(depth=None, time=None, dtype=torch.float64, positions: int = 256) -> ut
         vocab_size=257, max_position_embeddings=positions, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return randomise(ut.from_scratch(config, depth=depth, time=time), 0).to(dtype).eval()
+
+
+def completed(client, status=200, path="completions", **body):
+    reply = client.post(f"/v1/{path}", json=body)
+    assert reply.status_code == status, reply.text
+    return reply.json()
+
+
+def chatted(client, *messages, status=200, **body):
+    said = [{"role": role, "content": text} for role, text in messages]
+    return completed(client, status, "chat/completions", messages=said, **body)
+
+
+def events(client, path="completions", **body):
+    """The events of a stream, whose end is checked."""
+    reply = client.post(f"/v1/{path}", json=body)
+    assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/event-stream"), reply.text
+    blocks = reply.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]

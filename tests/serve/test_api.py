@@ -10,7 +10,7 @@ import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from served import byte_tokenizer, tiny
+from served import byte_tokenizer, chatted, completed, events, tiny
 
 import undertow as ut
 from undertow.serve import api, engine
@@ -30,26 +30,6 @@ def app():
 @pytest.fixture(scope="module")
 def client(app):
     return TestClient(app)
-
-
-def completed(client, status=200, path="completions", **body):
-    reply = client.post(f"/v1/{path}", json=body)
-    assert reply.status_code == status, reply.text
-    return reply.json()
-
-
-def chatted(client, *messages, status=200, **body):
-    said = [{"role": role, "content": text} for role, text in messages]
-    return completed(client, status, "chat/completions", messages=said, **body)
-
-
-def events(client, path="completions", **body):
-    """The events of a stream, whose end is checked."""
-    reply = client.post(f"/v1/{path}", json=body)
-    assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/event-stream"), reply.text
-    blocks = reply.text.split("\n\n")
-    assert blocks[-2:] == ["data: [DONE]", ""]
-    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
 
 
 def reference(app, prompt: str, tokens: int) -> list[int]:
@@ -171,6 +151,39 @@ def test_chat(client):
     assert found[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
 
 
+def test_a_special_token_as_stop_string(client, app, monkeypatch):
+    """Written as a text and hidden in the answer: streamed or not, in both endpoints, in every row."""
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    often = tokenizer("ab世" + special[0] * 3 + special[1] * 2)["input_ids"]
+    monkeypatch.setattr(app.state.engine, "tokenizer", tokenizer)
+    monkeypatch.setattr(app.state.engine.model, "forward", partial(_forward, app.state.engine.model.forward))
+    monkeypatch.setattr(
+        engine, "choose", lambda logits, how, source: often[int(torch.randint(len(often), (), generator=source))]
+    )
+    body, stop = {"n": 4, "max_tokens": 12, "seed": 2}, ["<|im_end|>", "<|im_start|><|im_start|>"]
+    said = [{"role": "user", "content": "hi"}]
+    for path, given in (("completions", {"prompt": "hi"}), ("chat/completions", {"messages": said})):
+        whole, got = (completed(client, path=path, **given, **body, **more) for more in ({}, {"stop": stop}))
+        assert got["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
+        assert all(_text(b).startswith(_text(a)) for a, b in zip(got["choices"], whole["choices"], strict=True))
+        assert {choice["finish_reason"] for choice in got["choices"]} == {"stop"}
+        parts = dict.fromkeys(range(4), "")
+        for event in events(client, path, **given, **body, stop=stop, stream=True):
+            parts[event["choices"][0]["index"]] += _text(event["choices"][0])
+        assert [_text(choice) for choice in got["choices"]] == list(parts.values())
+
+
+def _forward(forward, ids, **arguments):
+    return forward(ids % 257, **arguments)  # the tokens that are added are not in the model
+
+
+def _text(choice) -> str:
+    said = choice.get("message", choice.get("delta", choice))
+    return said.get("content", said.get("text", ""))
+
+
 def test_health_models_and_page(client):
     assert client.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
     (card,) = client.get("/v1/models").json()["data"]
@@ -201,11 +214,24 @@ def test_look_streams_what_the_model_did(client):
 
 BAD = {
     "no prompt": ({}, 400, "prompt"),
-    "an unknown field": ({"prompt": "x", "logit_bias": {}}, 400, "logit_bias"),
+    "null": ({"prompt": None}, 400, "prompt: Must be a text, token ids, or a list of either"),
+    "no part": ({"prompt": []}, 400, "prompt: Must be a text, token ids, or a list of either"),
+    "a part of another kind": ({"prompt": ["x", 1]}, 400, "prompt.1: Input should be a valid string"),
+    "an unknown field": ({"prompt": "x", "logit_bia": {}}, 400, "logit_bia: Unknown field"),
+    "what is not served": (
+        {"prompt": "x", "logit_bias": {"5": 1}},
+        400,
+        "logit_bias: Is not served; allowed are {}, null",
+    ),
+    "log-probabilities": ({"prompt": "x", "logprobs": 0}, 400, "logprobs: Is not served; allowed are null"),
+    "no number": ({"prompt": "x", "presence_penalty": False}, 400, "presence_penalty: Is not served; allowed are 0,"),
+    "the best of several": ({"prompt": "x", "n": 2, "best_of": 3}, 400, "best_of: Must be n"),
+    "many stop strings": ({"prompt": "x", "stop": list("abcde")}, 400, "stop: List should have at most 4 items"),
+    "no stop string": ({"prompt": "x", "stop": 5}, 400, "stop: Must be a text or a list of up to 4 texts"),
     "a text for a number": ({"prompt": "x", "temperature": "1"}, 400, "temperature"),
     "too hot": ({"prompt": "x", "temperature": 2.5}, 400, "temperature"),
     "no token": ({"prompt": ""}, 400, "at least one token"),
-    "half a character": ({"prompt": "\ud800"}, 400, ""),
+    "half a character": ({"prompt": "\ud800"}, 400, "prompt: Must be Unicode"),
     "an unknown token": ({"prompt": [1, 257]}, 400, "token 257: ids are 0..256"),
     "max_tokens": ({"prompt": "x", "max_tokens": 25}, 400, "max_tokens=25: at most 24"),
     "more texts than may wait": ({"prompt": "x", "n": 5}, 400, "5 texts in one request; at most 4"),
@@ -227,14 +253,21 @@ def test_what_cannot_be_served_is_said_in_openais_form(client, case):
 
 
 def test_other_refusals(client):
-    assert client.post("/v1/completions", content="{").status_code == 400
-    assert client.post("/v1/completions", json=[]).json()["error"]["type"] == "invalid_request_error"
-    assert (
-        client.post("/v1/completions", content='{"prompt": "x"}', headers={"Content-Type": "text/plain"}).status_code
-        == 400
-    )
+    said = {"Content-Type": "application/json"}
+    for content, headers, why in (
+        ("{", said, "the body is not JSON"),
+        (b'{"prompt": "caf\xe9"}', said, "error parsing the body"),
+        ("[]", said, "the body must be an object"),
+        ('{"prompt": "x"}', {"Content-Type": "text/plain"}, "sent with Content-Type: application/json"),
+        ("{}", said, "prompt: Field required"),
+    ):
+        reply = client.post("/v1/completions", content=content, headers=headers)
+        assert reply.status_code == 400 and why in reply.json()["error"]["message"], reply.text
+        assert reply.json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v1/completions").status_code == 405 and client.get("/v1/completions").json()["error"]
-    assert client.get("/nothing").json()["error"]["message"] == "Not Found"
+    for path in ("/nothing", "/v1/responses", "/v1/embeddings"):
+        reply = client.post(path, json={})
+        assert reply.status_code == 404 and f"{path}: not found; there are /v1/chat/completions" in reply.text
     got = chatted(client, ("user", "x"), ("system", "y"), status=400)
     assert "the system speaks first" in got["error"]["message"]
     assert "say different things" in chatted(

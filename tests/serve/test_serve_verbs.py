@@ -10,12 +10,18 @@ import time
 
 import httpx
 import pytest
-from served import byte_tokenizer, tiny
+import torch
+from fastapi.testclient import TestClient
+from served import byte_tokenizer, completed, tiny
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import undertow as ut
 from commands import call
+from undertow.serve.api import build
 from undertow.serve.chat import chat
 from undertow.serve.decode import Sampling
+from undertow.serve.engine import Limits
+from undertow.training.run import load
 from undertow_cli.serve import listening, read_key, serve
 
 
@@ -92,7 +98,8 @@ def test_serve_on_a_socket(folder, tmp_path):
             ended.start()
             rest = server.stdout.read()
             ended.cancel()
-        assert server.wait() == 0 and "Traceback" not in rest and "s3cret" not in rest, rest
+        assert server.wait() == 130 and "s3cret" not in rest, rest
+        assert rest.splitlines() == ["stopped by SIGINT; the server is closed"]
 
 
 def talked(model, *lines, most=6, seed=0, tokenizer=None):
@@ -119,6 +126,37 @@ def test_a_conversation_has_a_history_that_can_be_forgotten():
     from undertow.evaluation.samples import sample
 
     assert second == sample(model, tokenizer, alone, 6, temperature=0)
+
+
+def test_a_line_that_is_no_text_is_said_and_the_conversation_goes_on():
+    answers, notes = talked(tiny(), "caf\udce9", "Hello")
+    assert notes[1] == "that is not UTF-8" and answers == talked(tiny(), "Hello")[0]
+
+
+def test_a_plain_model_is_served_as_it_is(tmp_path, capsys):
+    """What `save_pretrained` of Hugging Face's own class wrote: wrapped without methods, its text is its own."""
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=257,
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(config).eval()
+    plain.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    ids = torch.tensor([byte_tokenizer()("Hello")["input_ids"]])
+    text = byte_tokenizer().decode(plain.generate(ids, max_new_tokens=6, do_sample=False)[0, 5:])
+    loaded = load(tmp_path, "cpu")
+    torch.testing.assert_close(loaded.model(ids).logits, plain(ids).logits)
+    app = build(loaded.model, loaded.tokenizer, Limits(), "plain")
+    got = completed(TestClient(app), prompt="Hello", max_tokens=6, temperature=0)
+    app.state.engine.close()
+    assert got["choices"][0]["text"] == text
+    options = ("--temperature", 0, "--max-new-tokens", 6, "--device", "cpu")
+    assert call(capsys, "generate", tmp_path, "Hello", *options)[1] == f"Hello{text}\n"
+    assert call(capsys, "check", tmp_path, "--device", "cpu")[0] == 0
+    (tmp_path / "tokenizer.json").unlink()
+    status, _, err = call(capsys, "serve", tmp_path, "--port", 0)
+    assert status == 2 and f"{tmp_path}: cannot be loaded" in err and err.count("\n") == 1
 
 
 def test_commands_of_a_conversation():

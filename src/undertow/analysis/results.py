@@ -72,7 +72,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def write(plan: Plan, folder: Path) -> list[dict[str, Any]]:
     """Write the three files anew, each whole or not at all; returns the rows."""
     found = rows(plan, folder)
-    console = Console(width=200, color_system=None)
+    console = Console(width=200, color_system=None, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table(found), *failures(found), sep="\n", soft_wrap=True)
     texts = {

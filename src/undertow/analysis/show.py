@@ -61,7 +61,7 @@ def render(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = No
 
 def plain(target: UndertowForCausalLM | Recipe | str | Path, T: int | None = None, width: int = 120) -> str:
     """As `render`, as text of at most `width` columns. Raises as that does."""
-    console = Console(width=width, color_system=None)
+    console = Console(width=width, color_system=None, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(render(target, T))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -84,10 +84,11 @@ def steps(starts: range, show: str | None):
     if show is None:
         return starts
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(starts, show, console=console, transient=True, disable=not console.is_terminal)
+    return track(starts, escape(show), console=console, transient=True, disable=not console.is_terminal)
 
 
 def fit(texts: Sequence[tuple[list[int], int]], room: int, what: str) -> list[tuple[list[int], int]]:

@@ -95,13 +95,27 @@ def build(
 
 async def _invalid(request: Request, error: RequestValidationError):
     """The first thing that is wrong, without the value: it may be anything."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
-    return Refused(400, f"{'.'.join(where) or 'body'}: {first['msg']}", "invalid_value", ".".join(where)).response()
+    first, where, inside = error.errors()[0], list[str](), error.body
+    if first["type"] == "json_invalid":
+        return Refused(400, "the body is not JSON", "invalid_value").response()
+    if not isinstance(inside, dict):
+        return Refused(400, "the body must be an object, sent with Content-Type: application/json").response()
+    for part in first["loc"][1:]:  # of the parts, those that lead into the body: others are pydantic's own
+        held = part in inside if isinstance(inside, dict) else isinstance(inside, list) and part in range(len(inside))
+        if held or isinstance(inside, dict):  # the second: what is missing
+            where.append(str(part))
+            inside = inside[part] if held else None
+    why = {"extra_forbidden": "Unknown field", "string_unicode": "Must be Unicode"}.get(first["type"], first["msg"])
+    place = ".".join(where)
+    return Refused(400, f"{place}: {why}", "invalid_value", place).response()
 
 
 async def _http(request: Request, error: HTTPException):
-    return Refused(error.status_code, str(error.detail), headers=error.headers).response()
+    said = str(error.detail)
+    if error.status_code == 404:
+        paths = sorted(route.path for route in request.app.routes if route.path.startswith("/v1/"))
+        said = f"{request.url.path}: not found; there are {', '.join(paths)}"
+    return Refused(error.status_code, said, headers=error.headers).response()
 
 
 class Writing:

@@ -54,6 +54,8 @@ def chat(
             note("forgotten")
         elif line.startswith("/"):
             note(f"{line.split()[0]}: no such command; {HELP}")
+        elif any("\ud800" <= c <= "\udfff" for c in line):
+            note("that is not UTF-8")
         elif line:
             messages.append({"role": "user", "content": line})
             _exchange(model, tokenizer, messages, how, most, say, note)

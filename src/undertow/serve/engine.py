@@ -92,7 +92,7 @@ class Row:
             text = self.text.add(token)
             finish = "stop" if self.text.stopped else "length" if self.tokens == self.most else None
         if finish:
-            text += self.text.end()
+            text += self.text.end(token if token in ends else None)
         return token, Piece(text, self.tokens, finish)
 
 

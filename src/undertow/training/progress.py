@@ -57,10 +57,10 @@ class Bars:
 def progress(console: Console) -> Iterator[Bars]:
     """Bars that live as long as the context."""
     columns = (
-        TextColumn("{task.description:12}"),
+        TextColumn("{task.description:12}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -36,7 +36,7 @@ from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
-from undertow.model import from_scratch, wrap
+from undertow.model import UndertowForCausalLM, from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.recipe_base import one_line
 from undertow.tasks import Task
@@ -321,6 +321,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
 def load(folder: Path, device: str = "auto") -> Loaded:
     """The model of a run (or of any folder `save_pretrained` wrote) in `eval()`, with its tokenizer.
 
+    A plain Hugging Face model is wrapped without methods: it computes what it did.
+
     Raises:
         FileNotFoundError: no such folder, or no model in it.
         ValueError: its weights are torn.
@@ -349,6 +351,8 @@ def load(folder: Path, device: str = "auto") -> Loaded:
         names = sorted(map(str, info[what]))
         if names:
             raise ValueError(f"{found}: weights and config.json do not fit: {what.replace('_', ' ')}: {names[0]}, ...")
+    if not isinstance(model, UndertowForCausalLM):
+        model = wrap(model)  # a plain model: recurrent in nothing
     model.eval().to(where)
     recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
     if recipe is not None and recipe.schedule is not None:

@@ -14,12 +14,24 @@ class Stopped(BaseException):
 
     Args:
         number: the signal's.
-        said: where it stopped, and how to go on.
+        said: where it stopped, and how to go on (None: whoever catches it may know).
     """
 
-    def __init__(self, number: int, said: str = "--resume goes on from the last checkpoint"):
-        super().__init__(f"stopped by {signal.Signals(number).name}; {said}")
+    def __init__(self, number: int, said: str | None = None):
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; {said}" if said else ""))
+        self.number, self.said = number, said
         self.status = 128 + number  # as shells have it
+
+
+@contextmanager
+def stopped_with(said: str) -> Iterator[None]:
+    """A signal that comes within ends it as `Stopped` with these words, unless the work had words of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, said) from None
+    except Stopped as stop:
+        raise Stopped(stop.number, stop.said or said) from None
 
 
 @dataclass
