@@ -23,7 +23,7 @@ def test_nothing_outside_methods_names_a_method():
     """A new method costs one file. Docstrings may cite where an idea comes from; code may not know it."""
     named = re.compile(r"\b(" + "|".join(METHODS) + r")\(|import .*\b(" + "|".join(METHODS) + r")\b")
     for path in OURS:
-        if "methods" not in path.parts:
+        if "methods" not in path.parts and path != SOURCE / "__init__.py":  # which makes them public
             for number, line in enumerate(lines(path), 1):
                 assert not named.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 

@@ -8,33 +8,48 @@ Tensor names carry their dimensions, in this legend (used in every file):
     B batch    T positions    S positions of a subset    D width    N memories (one per delay-1 source)
     H query heads    G key/value heads    E head width    V vocabulary
 
-Importing this package is cheap; torch and transformers load with the first name used.
+Importing it registers our models with Hugging Face's Auto classes: `AutoModelForCausalLM.from_pretrained` loads them.
 """
 
 from __future__ import annotations
 
-import importlib
-
-from undertow._register import register
+from undertow.backbone.llama import UndertowLlamaConfig, UndertowLlamaForCausalLM
+from undertow.backbone.nanochat import UndertowNanoChatConfig, UndertowNanoChatForCausalLM
+from undertow.exits import Exit
+from undertow.methods import LRT, METHODS, T2MLR, BlockLoop, Coconut, Method, MiddleLoop, Parts, ReuseMap, TRMBlock
+from undertow.model import UndertowConfig, UndertowForCausalLM, UndertowOutput, from_scratch, wrap
+from undertow.schedules import SCHEDULES, Chunked, Converge, Cyclic, Interleaved, Jacobi, Schedule, Sequential
 
 __version__ = "0.1.0"
 
-_MODULES = ("schedules", "methods", "model", "exits", "backbone.llama", "backbone.nanochat")
-
-
-def __getattr__(name: str):
-    """Public names are looked up in the modules that define them (lazily: `undertow --help` must not load torch)."""
-    if name.startswith("_"):
-        raise AttributeError(f"module 'undertow' has no attribute {name!r}")
-    for module in _MODULES:
-        found = importlib.import_module(f"{__name__}.{module}")
-        if name in found.__all__:
-            return getattr(found, name)
-    raise AttributeError(f"module 'undertow' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({"__version__", *(n for m in _MODULES for n in importlib.import_module(f"{__name__}.{m}").__all__)})
-
-
-register()
+__all__ = [
+    "BlockLoop",
+    "Chunked",
+    "Coconut",
+    "Converge",
+    "Cyclic",
+    "Exit",
+    "Interleaved",
+    "Jacobi",
+    "LRT",
+    "METHODS",
+    "Method",
+    "MiddleLoop",
+    "Parts",
+    "ReuseMap",
+    "SCHEDULES",
+    "Schedule",
+    "Sequential",
+    "T2MLR",
+    "TRMBlock",
+    "UndertowConfig",
+    "UndertowForCausalLM",
+    "UndertowLlamaConfig",
+    "UndertowLlamaForCausalLM",
+    "UndertowNanoChatConfig",
+    "UndertowNanoChatForCausalLM",
+    "UndertowOutput",
+    "from_scratch",
+    "wrap",
+    "__version__",
+]

@@ -1,4 +1,8 @@
-"""The command line: one file a verb. Only typer and rich load here; torch loads inside the verb that needs it."""
+"""The command line: one file a verb.
+
+It lies beside the library, not in it: `import undertow` loads torch and transformers, and `undertow --help` must
+answer at once. Only typer and rich load here; the library is imported inside the verbs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from typing import Any
 
 import typer
 
-from undertow.training import signals
 from undertow_cli import (
     bench,
     check,
@@ -62,8 +65,15 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {  # and what each says when
 def _stoppable(verb: Callable[..., None], said: str) -> Callable[..., None]:
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
-        with signals.stopped_with(said):
-            verb(*args, **{name: as_text(value) for name, value in kwargs.items()})
+        given = {name: as_text(value) for name, value in kwargs.items()}
+        from undertow.training import signals
+
+        try:
+            with signals.raised(), signals.stopped_with(said):
+                verb(*args, **given)
+        except signals.Stopped as stop:
+            say(str(stop))
+            raise typer.Exit(stop.status) from None
 
     return run
 
@@ -98,13 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     """The exit status."""
     try:
-        with signals.raised():
-            return app(arguments, prog_name="undertow", standalone_mode=False) or 0
-    except signals.Stopped as stop:
-        say(str(stop))
-        return stop.status
+        return app(arguments, prog_name="undertow", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):  # before a verb began
-        say(str(signals.Stopped(signal.SIGINT)))
+        say("stopped by SIGINT; nothing had begun")
         return 128 + signal.SIGINT
     except Closed:
         return 141  # as of a program that SIGPIPE ends

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 from rich.table import Table
-from undertow.cli import console
 
 import undertow
+import undertow_cli as cli
 from commands import call
-from undertow import cli
 from undertow.training.progress import progress
+from undertow_cli import console
 
 ODD = "a[/b] [bold]c :smile: é"
 BACKBONE = "backbone: {family: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}\n"
@@ -152,7 +152,7 @@ def test_streams_that_are_closed(recipe, monkeypatch, capsys):
 
 def test_a_path_that_is_mistyped_is_said_before_anything_loads(tmp_path):
     (tmp_path / "runs" / "demo-1").mkdir(parents=True)
-    code = "import sys; from undertow.cli import main\nfor verb in sys.argv[1:]:\n try: main([verb, 'runs/dem-1'])\n"
+    code = "import sys; from undertow_cli import main\nfor verb in sys.argv[1:]:\n try: main([verb, 'runs/dem-1'])\n"
     code += " except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     verbs = ["show", "train", "compare", "sweep", "eval", "generate", "serve", "check", "report"]
     done = subprocess.run([sys.executable, "-c", code, *verbs], cwd=tmp_path, capture_output=True, text=True)
