@@ -41,11 +41,18 @@ def why_not(model, generation_config, model_kwargs: Mapping, synced_gpus: bool =
         (not isinstance(cache, UndertowCache) or not model_kwargs.get("use_cache", True), "use_cache=False"),
         (getattr(cache, "recording", False), "the cache records what it may be cut back to"),
         (model_kwargs.get("exit_rule") is not None, "exit_rule: tokens leave the loop one by one"),
+        (_covers_new(model_kwargs), "memory_mask also covers new tokens"),
         (model.training, "the model is in training mode"),
         (synced_gpus, "synced_gpus=True"),
         (generation_config.output_attentions or generation_config.output_hidden_states, "attentions or hidden states"),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _covers_new(model_kwargs: Mapping) -> bool:
+    """Whether `memory_mask` is longer than the prompt: what it says of new tokens holds."""
+    mask, prompt = model_kwargs.get("memory_mask"), model_kwargs.get("attention_mask")
+    return mask is not None and prompt is not None and mask.shape[1] > prompt.shape[1]
 
 
 def lean(

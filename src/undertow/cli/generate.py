@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Run, of_puzzles, only, out, quiet
+from undertow.cli.console import Device, Memory, Run, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -24,6 +24,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many likeliest tokens; 0: all.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    memory: Memory = "run",
     device: Device = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers first: worth it for long texts.")
@@ -45,21 +46,33 @@ def generate(
         only(context, "a run on puzzles", "folder", "prompt", "device", "sure", "puzzle", "picture")
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
-    only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device", "compiled")
+    only(
+        context,
+        "a run on text",
+        "folder",
+        "prompt",
+        "tokens",
+        "temperature",
+        "top_k",
+        "seed",
+        "memory",
+        "device",
+        "compiled",
+    )
     if prompt is None and not sys.stdin.isatty():
         raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
     def write(piece: str) -> None:
         out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
-    loaded = run.load(folder, device)
+    loaded = run.load(folder, device, memory)
     if prompt is None:
         if compiled:
             raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
     out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-    samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
+    samples.sample(loaded.model, loaded.format, prompt, tokens, temperature, top_k, seed, write, compiled)
     out.print()
 
 
@@ -71,6 +84,6 @@ def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write)
         raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
     how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     chat(
-        loaded.model, loaded.tokenizer, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
+        loaded.model, loaded.format, how, tokens, lambda: out.input("[bold]> [/bold]"), write,
         lambda line: out.print(line, style="dim", markup=False, highlight=False),
     )  # fmt: skip
