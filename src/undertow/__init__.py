@@ -19,7 +19,7 @@ from undertow._register import register
 
 __version__ = "0.1.0"
 
-_MODULES = ("schedules", "methods", "model", "exits", "backbone.llama", "backbone.nanochat")
+_MODULES = ("schedules", "methods", "model", "exits", "data.format", "backbone.llama", "backbone.nanochat")
 
 
 def __getattr__(name: str):

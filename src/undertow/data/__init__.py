@@ -109,8 +109,8 @@ def build(
     Args:
         source: `"stdlib"`, text files, folders or globs, see `load_corpus`; or a task, see `open_source`.
         tokenizer: a tokenizer, its folder or its hub id; or a whole format, which then holds instead of `loss`,
-            `memory`, `bos`, `eos`, `special_tokens` and `layout`. None: the task's own tokenizer, or else one is trained
-            on the training records (of a stream, on its first chunk).
+            `memory`, `bos`, `eos`, `special_tokens` and `layout`. None: the task's own tokenizer, or else one is
+            trained on the training records (of a stream, on its first chunk).
         vocab_size: tokens of the tokenizer that is trained; unused if there is one.
         seq_len: tokens of a row.
         cache_dir: where tokenizer and rows are kept; None: `$UNDERTOW_CACHE`, else the user's cache folder.

@@ -324,6 +324,16 @@ class TextFormat:
         return {one: count for one, count in counts.items() if count}
 
 
+def carry(folder: Path, values: Mapping[str, Any]) -> bool:
+    """Let the tokenizer saved in a folder carry these fields of a format. Returns False: there is no tokenizer."""
+    path = folder / "tokenizer_config.json"
+    if not path.exists() and not (folder / "tokenizer.json").exists():
+        return False
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(held | {SAVED: dict(values)}, indent=2, ensure_ascii=False), encoding="utf-8")
+    return True
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer puts its bos before a text when it is simply called."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
