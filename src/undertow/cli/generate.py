@@ -71,6 +71,7 @@ def generate(
             raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
+    loaded.format.say_spelt([prompt], "the prompt")
     out.print(prompt, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
     samples.sample(loaded.model, loaded.format, prompt, tokens, temperature, top_k, seed, write, compiled)
     out.print()

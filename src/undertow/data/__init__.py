@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,7 +214,7 @@ def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int,
     corpus = load_corpus(source, validation)
     own = train_tokenizer(corpus.train, vocab_size, cache_dir) if tokenizer is None else _given(tokenizer)
     read = form(own)
-    _say_spelt(read, (document.text for document in (*corpus.train, *corpus.validation)))
+    read.say_spelt((document.text for document in (*corpus.train, *corpus.validation)), "the texts")
     train = pack_documents(corpus.train, read, seq_len, cache_dir)
     held_out = pack_documents(corpus.validation, read, seq_len, cache_dir)
     bytes_V = token_bytes(read.tokenizer)
@@ -238,7 +238,7 @@ def _of_task(
         own = train_tokenizer(shown, vocab_size, cache_dir)
     read = form(own, records["train"][0])
     if task.kind != "tokens":
-        _say_spelt(read, itertools.chain.from_iterable(texts(held, task) for held in records.values()))
+        read.say_spelt(itertools.chain.from_iterable(texts(held, task) for held in records.values()), "the texts")
     train: Rows | Stream
     if stream:
         train = Stream(Chunks(task, "train", read, seq_len, documents, cache_dir))
@@ -255,16 +255,6 @@ def _of_task(
     test = fingerprint.of_test(task)
     seen |= {} if test is None else {"test": test}
     return Data(train, held_out, read.tokenizer, bytes_V, train_size, size, read, seen, task)
-
-
-def _say_spelt(form: TextFormat, texts: Iterable[str]) -> None:
-    """Warn once that texts spell out special tokens, and what becomes of them."""
-    found = form.spelt(texts)
-    if found:
-        said = ", ".join(f"{text} {count:,} times" for text, count in found.items())
-        become = "read as text; special_tokens: ids makes tokens of them"
-        become = become if form.special_tokens == "text" else "read as these tokens"
-        warnings.warn(f"data: the texts spell out special tokens: {said}: {become}", stacklevel=4)
 
 
 def _records(task: Task, split: str, limit: int | None) -> list[Record]:

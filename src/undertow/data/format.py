@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -322,6 +323,16 @@ class TextFormat:
             for one in counts:
                 counts[one] += text.count(one)
         return {one: count for one, count in counts.items() if count}
+
+    def say_spelt(self, texts: Iterable[str], what: str) -> None:
+        """Warn once where `what` spells out special tokens, with what becomes of them."""
+        found = self.spelt(texts)
+        if found:
+            said = ", ".join(f"{one} {count:,} time{'s' * (count != 1)}" for one, count in found.items())
+            become = (
+                "these tokens" if self.special_tokens == "ids" else "text (data.special_tokens: ids would be tokens)"
+            )
+            warnings.warn(f"special tokens in {what}: {said}: they are read as {become}", stacklevel=3)
 
 
 def carry(folder: Path, values: Mapping[str, Any]) -> bool:

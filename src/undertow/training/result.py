@@ -108,7 +108,7 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
     if model.config.future is not None:
         result["future"] = future.future_losses(model, rows, model.schedule, settings.batch_size)
     ids = torch.as_tensor(rows[0]["input_ids"])
-    prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
+    prompts = settings.prompts or (_first_prompt(data, ids[:16]),)
     result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)
     result["samples"] = [
         {"prompt": prompt, "text": samples.sample(model, loaded.format, prompt, settings.new_tokens)}
@@ -120,6 +120,13 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
         found = result["accuracy"] = accuracy.measure(model, data, settings)
         result["solved"] = found.get("generated", found["exact"])["accuracy"]
     return result
+
+
+def _first_prompt(data, ids) -> str:
+    """What to go on from where the recipe does not say: a prompt of the task, else the beginning of a text."""
+    if data.task is not None and data.task.kind == "answers":
+        return data.task.example(next(iter(data.task.records("validation")))).prompt
+    return data.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _bits_of_text(recipe: Recipe, model, form: TextFormat) -> float:
