@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from undertow.backbone.llama import UndertowLlamaConfig, UndertowLlamaForCausalLM
 from undertow.backbone.nanochat import UndertowNanoChatConfig, UndertowNanoChatForCausalLM
+from undertow.data.format import TextFormat
 from undertow.exits import Exit
 from undertow.methods import LRT, METHODS, T2MLR, BlockLoop, Coconut, Method, MiddleLoop, Parts, ReuseMap, TRMBlock
 from undertow.model import UndertowConfig, UndertowForCausalLM, UndertowOutput, from_scratch, wrap
@@ -42,6 +43,7 @@ __all__ = [
     "Sequential",
     "T2MLR",
     "TRMBlock",
+    "TextFormat",
     "UndertowConfig",
     "UndertowForCausalLM",
     "UndertowLlamaConfig",

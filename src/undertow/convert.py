@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from undertow.backbone import family_of
+from undertow.data.format import carry
 from undertow.methods.base import Method
 from undertow.model import UndertowForCausalLM, from_scratch
 from undertow.published import OURS_ALONE, READERS, Names, plain
@@ -168,19 +169,22 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported: backbone and method, how many tensors, and the schedule it was trained with."""
+    """What was imported: backbone and method, how many tensors, the schedule it was trained with, where its memory
+    acts, and whether there is a tokenizer to carry that."""
 
     backbone: str
     time: dict
     tensors: int
     training: str
+    memory: str
+    tokenizer: bool
 
 
 def import_checkpoint(folder: Path, out: Path, method: str | None = None, names: Names | None = None) -> Imported:
     """Read a published checkpoint and write it as ours, tokenizer included.
 
-    The weights keep their precision (that of the widest of them). A T2MLR checkpoint decodes prompts without memory by
-    default; ours reads its memory everywhere, which `memory_mask` turns off where it is 0.
+    The weights keep their precision (that of the widest of them). The tokenizer carries how texts were read (see
+    `undertow.data.TextFormat`): a T2MLR checkpoint decodes prompts without memory, LRT has it everywhere.
 
     Args:
         folder: holds the config and the weights.
@@ -214,7 +218,9 @@ def import_checkpoint(folder: Path, out: Path, method: str | None = None, names:
     model.eval().save_pretrained(out)
     for path in (found for pattern in TOKENIZER for found in folder.glob(pattern)):
         shutil.copy(path, out)
-    return Imported(base["model_type"], published.time, len(theirs), published.training)
+    memory = published.format["memory"]
+    told = carry(out, published.format)
+    return Imported(base["model_type"], published.time, len(theirs), published.training, memory, told)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -137,7 +137,8 @@ def unstacked(theirs: Mapping[str, Tensor], vocab: int, kv_heads: int, head_widt
 class Published:
     """A published checkpoint, read: the backbone's config, the time method, and the tables of its names.
 
-    `split` takes stacked tensors apart before they are renamed; `training` says how it was trained, in our words.
+    `split` takes stacked tensors apart before they are renamed; `training` says how it was trained, in our words;
+    `format` how its texts are read, where its tokenizer alone does not say it (fields of `undertow.data.TextFormat`).
     """
 
     backbone: dict
@@ -145,6 +146,7 @@ class Published:
     names: Names
     training: str
     split: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    format: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_t2mlr(config: Mapping) -> Published:
@@ -188,7 +190,9 @@ def read_t2mlr(config: Mapping) -> Published:
     base = base | {"model_type": config.get("base_model_type") or base.get("model_type")}
     depth, back = said.get("batch_forward_approximate_depth", 1), said.get("batch_backward_approximate_depth", 10**7)
     live = f", backward={back}" if back < depth else ""
-    return Published(base, time, T2MLR_NAMES, f"Jacobi(K={depth}{live}, start='unmixed')")
+    everywhere = said.get("control_flow_all_recurrent") or said.get("recurrence_in_prompt")
+    form = {"memory": "all" if everywhere else "response"}  # its prompts are control flow 1
+    return Published(base, time, T2MLR_NAMES, f"Jacobi(K={depth}{live}, start='unmixed')", format=form)
 
 
 def read_lrt(config: Mapping) -> Published:
@@ -209,7 +213,8 @@ def read_lrt(config: Mapping) -> Published:
     time = {"method": "LRT", "source": -1, "shared": False}
     sizes = {"vocab": config["vocab_size"], "kv_heads": config["n_kv_head"]}
     sizes["head_width"] = config["n_embd"] // config["n_head"]
-    return Published(backbone, time, LRT_NAMES, training, partial(unstacked, **sizes))
+    form = {"memory": "all", "bos": True}  # every document of nanochat begins with it
+    return Published(backbone, time, LRT_NAMES, training, partial(unstacked, **sizes), form)
 
 
 READERS: Mapping[str, Callable[[Mapping], Published]] = {"t2mlr": read_t2mlr, "lrt": read_lrt}

@@ -124,6 +124,10 @@ class Data(Section):
     validation_rows: Positive | None = None
     loss: Literal["response", "all"] | None = None
     memory: Literal["response", "all"] | None = None
+    bos: bool | None = None  # whether texts begin with the tokenizer's bos; None: where it has one (tags: never)
+    eos: bool = True  # whether documents end with its eos
+    special_tokens: Literal["text", "ids"] = "text"  # what a special token is that a text spells out
+    layout: Literal["plain", "chat"] | None = None  # of a task's prompts; None: a chat where there is a template
     stream: bool = False
     documents: Positive | None = None  # of a chunk of a stream; None: 2000
     cache_dir: str | None = None
@@ -170,10 +174,14 @@ class Data(Section):
     @model_validator(mode="after")
     def _use(self):
         from undertow.data import misuse
+        from undertow.data.paths import exists
         from undertow.tasks import Task
 
         task = self.source if isinstance(self.source, Task) else None
-        wrong = misuse(task, self.loss, self.memory, self.stream, self.validation)
+        if task is None and isinstance(self.source, str) and not exists(self.source):
+            return self  # what it was is not known; whoever reads it says that it is gone
+        format = {name: getattr(self, name) for name in ("loss", "memory", "bos", "eos", "special_tokens", "layout")}
+        wrong = misuse(task, stream=self.stream, validation=self.validation, **format)
         if wrong is not None:
             raise Bad(*wrong)
         return self

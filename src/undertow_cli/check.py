@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from undertow_cli.console import Device, Overrides, Target, out, quiet
+from undertow_cli.console import Accept, Device, Overrides, Target, out, quiet
 
 
-def check(target: Target, overrides: Overrides = [], device: Device = "auto") -> None:  # noqa: B006
+def check(
+    target: Target,
+    overrides: Overrides = [],  # noqa: B006
+    accept: Accept = False,
+    device: Device = "auto",
+) -> None:
     """Check causality, caching and padding, and how far the training schedule is from true decoding."""
     from undertow.analysis.check import run
 
     quiet()
-    report = run(target, overrides=overrides, device=device)
+    report = run(target, overrides=overrides, device=device, accept=accept)
     out.print(report)
     if not report.ok:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, files_there, headline, out, quiet
+from undertow_cli.console import Accept, Device, Out, Overrides, files_there, headline, out, quiet
 
 
 def compare(
@@ -17,6 +17,7 @@ def compare(
     ],
     overrides: Overrides = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished models, go on with the others.")] = False,
+    accept: Accept = False,
     device: Device = "auto",
     folder: Out = None,
 ) -> None:
@@ -35,15 +36,15 @@ def compare(
     if all(file.is_dir() for file in files):
         folder = pick_folder("compare", folder, resume)
         out.print(table(gather(files, folder)))
-        report.write(folder, device)
+        report.write(folder, device, accept=accept)
         out.print(f"Everything lies in {folder}", soft_wrap=True)
         return
     plan = comparison.load(files, overrides)
     folder = pick_folder(plan.name, folder, resume)
     headline(plan.name, f": {len(plan.recipes)} models, {len(plan.seeds)} seed(s), in {folder}")
     with progress(out) as bars:
-        results = comparison.run(plan, folder, resume=resume, device=device, watch=bars)
+        results = comparison.run(plan, folder, resume=resume, device=device, watch=bars, accept=accept)
     out.print(table(results))
     if plan.text and report.speaks():
-        report.write_all(folder, device)
+        report.write_all(folder, device, accept)
     out.print(f"Everything lies in {folder}", soft_wrap=True)

@@ -55,6 +55,12 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. training.max_steps=100. Repeats."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Memory = Annotated[
+    str, typer.Option(help="Where the memory acts: all, response, none; run: where it acted in training.")
+]
+Accept = Annotated[
+    bool, typer.Option("--accept-changed-data", help="Go on although the texts are not those of the run any more.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME-N).")]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undertow_cli.console import Device, Overrides, Run, of_puzzles, only, out, quiet
+from undertow_cli.console import Accept, Device, Memory, Overrides, Run, of_puzzles, only, out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +33,8 @@ def evaluate(
         list[str], typer.Option("--schedule", help="One more schedule, e.g. 'Cyclic(16, 2)'. Repeats.")
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
+    memory: Memory = "run",
+    accept: Accept = False,
     device: Device = "auto",
     buckets: Annotated[int | None, typer.Option(min=1, help="Also score buckets of so many positions.")] = None,
     sweeps: Annotated[bool, typer.Option("--sweeps", help="Also score every sweep, and zero memory.")] = False,
@@ -78,7 +80,7 @@ def evaluate(
     passes = _numbers("--pass-at", pass_at, least=1)
     changed = {"accuracy": accuracy, "split": split, "records": records, "samples": samples, "pass_at": passes}
     overrides = [*overrides, *(f"evaluation.{k}={json.dumps(v)}" for k, v in changed.items() if v is not None)]
-    ready = Ready(folder, tuple(overrides), device)
+    ready = Ready(folder, tuple(overrides), device, memory, accept)
     asked = {
         "modes": _modes(ready, buckets, sweeps),
         "readahead": _readahead(ready, readahead),
@@ -89,7 +91,7 @@ def evaluate(
         "lm_eval": _lm_eval(ready, tasks, include, records, task_shots),
         "core": _core(ready, core, records),
     }
-    result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device)
+    result = run.evaluate(folder, overrides=overrides, schedules=schedules, device=device, memory=memory, accept=accept)
     out.print(table({folder.name: [result]}))
     if "accuracy" in result and ready.settings.accuracy is not False:  # else it is what was measured after training
         out.print("", accuracy_table(result["accuracy"]))
@@ -107,6 +109,8 @@ class Ready:
     folder: Path
     overrides: Sequence[str]
     device: str
+    memory: str
+    accept: bool
 
     @cached_property
     def recipe(self):
@@ -128,7 +132,7 @@ class Ready:
     def data(self):
         from undertow.training import run
 
-        return run.open_data(self.recipe)
+        return run.reopen(self.folder, self.recipe, self.accept, self.memory)
 
     @property
     def settings(self):
@@ -223,7 +227,7 @@ def _lengths(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
         from undertow.evaluation import lengths
 
         data = ready.data
-        found = lengths.lengths(ready.model, ready.documents, data.tokenizer, data.token_bytes, numbers, **ready.how)
+        found = lengths.lengths(ready.model, ready.documents, data.format, data.token_bytes, numbers, **ready.how)
         return [one.to_dict() for one in found], lengths.table(found)
 
     return measure
@@ -241,7 +245,7 @@ def _shots(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
 
         records = islice(task.records(settings.split), settings.records)
         keywords = {"max_new_tokens": settings.max_new_tokens, **ready.how}
-        found = incontext.few_shot(ready.model, task, ready.data.encoder, records, numbers, **keywords)
+        found = incontext.few_shot(ready.model, task, ready.data.format, records, numbers, **keywords)
         return [one.to_dict() for one in found], incontext.shots_table(found)
 
     return measure
@@ -252,7 +256,7 @@ def _in_context(ready: Ready) -> Later:
         from undertow.evaluation import incontext
 
         length = ready.recipe.data.seq_len
-        found = incontext.in_context(ready.model, ready.documents, ready.data.tokenizer, length, **ready.how)
+        found = incontext.in_context(ready.model, ready.documents, ready.data.format, length, **ready.how)
         return found.to_dict(), incontext.position_table(found)
 
     return measure
@@ -270,9 +274,7 @@ def _lm_eval(
     tasks = harness.load(asked, include)
 
     def measure() -> Measured:
-        model, tokenizer = ready.loaded.model, ready.loaded.tokenizer
-        memory = ready.data.encoder.memory  # as it was trained
-        found = harness.score(model, tokenizer, tasks, limit, shots, memory=memory, show=True, **ready.how)
+        found = harness.score(ready.model, ready.data.format, tasks, limit, shots, show=True, **ready.how)
         return found, harness.table(found)
 
     return measure
@@ -286,7 +288,7 @@ def _core(ready: Ready, folder: Path | None, limit: int | None) -> Later | None:
     core.read(folder)  # what is missing there is said before the long part
 
     def measure() -> Measured:
-        found = core.run(ready.model, ready.loaded.tokenizer, folder, limit, show=True, **ready.how)
+        found = core.run(ready.model, ready.data.format, folder, limit, show=True, **ready.how)
         return found.to_dict(), core.table(found)
 
     return measure

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from undertow_cli.console import Device, Run, as_text, of_puzzles, only, out, quiet
+from undertow_cli.console import Device, Memory, Run, as_text, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -25,6 +25,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many likeliest tokens; 0: all.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    memory: Memory = "run",
     device: Device = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers first: worth it for long texts.")
@@ -46,22 +47,24 @@ def generate(
         only(context, "a run on puzzles", "folder", "prompt", "device", "sure", "puzzle", "picture")
         puzzles.solve(folder, prompt, device, sure, puzzle, picture)
         return
-    only(context, "a run on text", "folder", "prompt", "tokens", "temperature", "top_k", "seed", "device", "compiled")
+    own = ("folder", "prompt", "tokens", "temperature", "top_k", "seed", "memory", "device", "compiled")
+    only(context, "a run on text", *own)
     if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
         raise ValueError("Missing argument 'PROMPT': a conversation needs a terminal")
 
     def write(piece: str) -> None:
         out.print(piece, end="", highlight=False, soft_wrap=True)
 
-    loaded = run.load(folder, device)
+    loaded = run.load(folder, device, memory)
     if prompt is None:
         if compiled:
             raise ValueError("--compile: needs a PROMPT; a conversation is not compiled")
         _talk(loaded, tokens, temperature, top_k, seed, write)
         return
+    loaded.format.say_spelt([prompt], "the prompt")
     out.print(prompt, end="", style="dim", highlight=False, soft_wrap=True)
     try:
-        samples.sample(loaded.model, loaded.tokenizer, prompt, tokens, temperature, top_k, seed, write, compiled)
+        samples.sample(loaded.model, loaded.format, prompt, tokens, temperature, top_k, seed, write, compiled)
     finally:
         out.print()
 
@@ -83,6 +86,6 @@ def _talk(loaded, tokens: int, temperature: float, top_k: int, seed: int, write)
         raise ValueError("Missing argument 'PROMPT': a conversation needs a tokenizer with a chat template")
     how = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     chat(
-        loaded.model, loaded.tokenizer, how, tokens, _line, write,
+        loaded.model, loaded.format, how, tokens, _line, write,
         lambda line: out.print(line, style="dim", highlight=False),
     )  # fmt: skip

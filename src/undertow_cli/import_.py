@@ -27,4 +27,7 @@ def import_(
     found = convert.import_checkpoint(folder, into, method, convert.read_names(names) if names else None)
     time = ", ".join(f"{key}={value}" for key, value in found.time.items())
     out.print(f"{found.tensors} tensors, {found.backbone}, {time}", soft_wrap=True)
-    out.print(f"Trained with {found.training}; the model lies in {into}", soft_wrap=True)
+    out.print(f"Trained with {found.training}, memory: {found.memory}; the model lies in {into}", soft_wrap=True)
+    if not found.tokenizer:
+        how = f"undertow.TextFormat(tokenizer, memory={found.memory!r}).save_pretrained({str(into)!r})"
+        out.print(f"There is no tokenizer; with one, {how} says where the memory acts", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Run, errors, out, quiet
+from undertow_cli.console import Device, Memory, Run, errors, out, quiet
 
 LOCAL = {
     "127.0.0.1": ("127.0.0.1", "localhost"),
@@ -31,6 +31,7 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a text at most.")] = 1024,
     max_queue: Annotated[int, typer.Option(min=1, help="Texts that may wait for their turn.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Texts that are written at once.")] = 8,
+    memory: Memory = "run",
     device: Device = "auto",
 ) -> None:
     """Serve a trained model over HTTP: OpenAI's completions and chat, and a page at /."""
@@ -49,11 +50,11 @@ def serve(
     limits = Limits(max_tokens, max_queue, batch)
     with listening(host, port) as listener:  # before the model loads: a port that is taken is known at once
         quiet()
-        loaded = run.load(folder, device)
+        loaded = run.load(folder, device, memory)
         if key is None and host not in LOCAL:
             errors.print(f"warning: --host {host} without an API key: whoever reaches this machine may use the model")
         name = Path(folder).resolve().name
-        app = api.build(loaded.model, loaded.tokenizer, limits, name, key, LOCAL.get(host))
+        app = api.build(loaded.model, loaded.format, limits, name, key, LOCAL.get(host))
         shown = f"[{host}]" if ":" in host else host
         out.print(f"{name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", highlight=False)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)

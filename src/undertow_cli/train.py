@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, Target, headline, out, quiet
+from undertow_cli.console import Accept, Device, Out, Overrides, Target, headline, out, quiet
 
 
 def train(
     target: Target,
     overrides: Overrides = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    accept: Accept = False,
     device: Device = "auto",
     folder: Out = None,
 ) -> None:
@@ -27,12 +28,15 @@ def train(
     if target.is_dir() and folder is None:
         folder = target  # a run folder carries its own recipe
     chosen = recipe.load_any(target, overrides)
+    if accept and not (resume and isinstance(chosen, recipe.Recipe)):
+        raise ValueError("--accept-changed-data: only with --resume, for a run on text")
     data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
     headline(chosen.name, f" in {folder}")
     with run.nothing_left(folder, resume), progress(out) as bars:
         watch = [bars.callback(chosen.name)]
-        result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)
+        more = {"accept": True} if accept else {}
+        result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data, **more)
         bars.measured(chosen.name, result)
     out.print(table({chosen.name: [result]}))
     if "puzzle" in result:

@@ -10,12 +10,12 @@ import torch
 from commands import call
 from sums import Sums, Tagged, tokenizer
 from undertow.data import Document, Rows
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.data.packing import pack, tokenise
 from undertow.evaluation import accuracy, incontext
 from undertow.recipe import Evaluation, Recipe, RecipeError
 from undertow.tasks import Example
-from undertow.training import run
+from undertow.training import kept, run
 
 VALUES = {
     "name": "tiny",
@@ -44,9 +44,10 @@ def data_of(task):
     parts = [Document(str(i), example.prompt + example.response) for i, example in enumerate(texts)]
     rows = Rows(pack(*tokenise(parts, tokenizer()), 32, 42))
     size = torch.tensor([1] * 41 + [0, 0])
+    form = TextFormat(tokenizer(), memory="all" if task is None else "response").carried()
     return SimpleNamespace(
-        train=rows, validation=rows.head(4), tokenizer=tokenizer(), token_bytes=size, task=task,
-        encoder=None if task is None else Encoder(tokenizer()),
+        train=rows, validation=rows.head(4), tokenizer=form.tokenizer, token_bytes=size, task=task,
+        format=form, texts={},
     )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def evaluated(capsys, monkeypatch, folder):
     """`evaluated(task, *options)` -> (stdout, what is in evaluation.json); or, if it fails, (stderr, None)."""
 
     def go(task, *options):
-        monkeypatch.setattr(run, "open_data", lambda recipe: data_of(task))
+        monkeypatch.setattr(kept, "open_data", lambda recipe, form: data_of(task))
         status, out, err = call(capsys, "eval", folder, "--device", "cpu", *options)
         assert status in (0, 2)
         return (err, None) if status else (out, json.loads((folder / "evaluation.json").read_text()))
@@ -75,7 +76,9 @@ def evaluated(capsys, monkeypatch, folder):
 def measured_alone(folder, task, way, **keywords):
     model = run.load(folder, "cpu").model
     records = list(task.records(keywords.pop("split", "test")))[: keywords.pop("records", 5)]
-    return json.loads(json.dumps(way(model, task, Encoder(tokenizer()), records, **keywords).to_dict()))
+    return json.loads(
+        json.dumps(way(model, task, TextFormat(tokenizer(), memory="response"), records, **keywords).to_dict())
+    )
 
 
 def test_a_run_on_a_task_ends_with_its_accuracy(folder):
@@ -115,7 +118,7 @@ def test_shots_lengths_and_loss_by_position(evaluated, folder):
     out, result = evaluated(Sums(), "--shots", "0,2", "--records", 3)
     assert "shots" in out and [one["shots"] for one in result["shots"]] == [0, 2]
     model, records = run.load(folder, "cpu").model, list(Sums().records("test"))[:3]
-    alone = incontext.few_shot(model, Sums(), Encoder(tokenizer()), records, (0, 2))
+    alone = incontext.few_shot(model, Sums(), TextFormat(tokenizer(), memory="response"), records, (0, 2))
     assert result["shots"] == [one.to_dict() for one in alone]
 
     out, result = evaluated(Lines(), "--lengths", "16, 64", "--icl", "--records", 9)
@@ -167,11 +170,11 @@ def test_lm_eval_tasks_are_scored_as_a_direct_computation_scores_them(evaluated,
         out, result = evaluated(Sums(), "--no-accuracy", "--tasks", "two_way", "--include", tmp_path)
 
     loaded = run.load(folder, "cpu")
-    encode = Encoder(loaded.tokenizer)
+    form = TextFormat(loaded.tokenizer, memory="response")
 
     @torch.no_grad()
     def nats(question, answer):
-        one = encode(Example(question, answer))
+        one = form.example(Example(question, answer))
         ids, memory = one.ids[:-1], one.memory[:-1]  # without eos
         logits_TV = loaded.model(torch.tensor([ids]), memory_mask=torch.tensor([memory])).logits[0]
         loss_T = torch.nn.functional.cross_entropy(logits_TV[:-1], torch.tensor(ids[1:]), reduction="none")

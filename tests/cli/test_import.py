@@ -10,6 +10,9 @@ from transformers import AutoModelForCausalLM
 import undertow as ut
 from commands import call
 from models import build, ids
+from sums import tokenizer as characters
+from undertow.evaluation.samples import sample
+from undertow.training import run
 
 MIXER = {"recurrent_gate_proj": "gate_m", "input_gate_proj": "gate_x"}
 
@@ -70,3 +73,22 @@ def test_mistakes_are_one_line_and_status_2(capsys, published, tmp_path, monkeyp
 def test_out_is_needed(capsys, published):
     status, _, err = call(capsys, "import", published[0])
     assert status == 2 and "--out" in err
+
+
+def test_imported_models_say_where_their_memory_acts(capsys, published, tmp_path):
+    """T2MLR's prompts take in none, unless its config says otherwise; the tokenizer carries it."""
+    folder, _ = published
+    status, out, _ = call(capsys, "import", folder, "--out", tmp_path / "bare")
+    assert status == 0 and "memory: response" in out and "There is no tokenizer; with one, undertow.TextFormat(" in out
+    characters().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name, more, memory in (("a", {}, "response"), ("b", {"control_flow_all_recurrent": True}, "all")):
+        (folder / "config.json").write_text(json.dumps(config | more))
+        status, out, _ = call(capsys, "import", folder, "--out", tmp_path / name)
+        assert status == 0 and f"memory: {memory}" in out and "There is no tokenizer" not in out
+        form = run.load(tmp_path / name, "cpu").format
+        assert (form.memory, form.bos, form.layout) == (memory, False, "plain")
+    model, form = run.load(tmp_path / "a", "cpu").model, run.load(tmp_path / "a", "cpu").format
+    ids = torch.tensor([form.begin("12+7=").ids])
+    expected = model.generate(ids, memory_mask=torch.zeros_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert sample(model, form, "12+7=", 5, temperature=0) == form.tokenizer.decode(expected[0, ids.shape[1] :])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiny_tasks import Parity, Sums
-from undertow.data import Encoder, pad_left
+from undertow.data import TextFormat, pad_left
 from undertow.tasks import Example, Tags
 
 IGNORED = -100
@@ -14,7 +14,7 @@ IGNORED = -100
 @pytest.mark.parametrize("memory", ["response", "all"])
 @pytest.mark.parametrize("prompt", ["the current = ", ""])
 def test_an_example(tokenizer, loss, memory, prompt):
-    encoded = Encoder(tokenizer, loss, memory)(Example(prompt, "surface"))
+    encoded = TextFormat(tokenizer, loss, memory).example(Example(prompt, "surface"))
     given = [tokenizer.bos_token_id, *tokenizer.encode(prompt)]
     answer = [*tokenizer.encode("surface"), tokenizer.eos_token_id]
     assert encoded.ids == given + answer and encoded.prompt == len(given)
@@ -25,23 +25,23 @@ def test_an_example(tokenizer, loss, memory, prompt):
 
 def test_without_a_bos_an_empty_prompt_leaves_the_first_token_unpredicted():
     for loss in ("response", "all"):
-        encoded = Encoder(Parity().tokenizer(), loss)(Example("", "even odd"))
+        encoded = TextFormat(Parity().tokenizer(), loss, memory="response").example(Example("", "even odd"))
         assert encoded.ids == [3, 4, 0] and encoded.labels == [IGNORED, 4, 0] and encoded.prompt == 0
 
 
 def test_tags_are_targets_of_their_own_tokens():
-    encoded = Encoder(Parity().tokenizer())(Tags("1 0 1", "odd odd even", (0, 1, 1)))
+    encoded = TextFormat(Parity().tokenizer(), memory="response").example(Tags("1 0 1", "odd odd even", (0, 1, 1)))
     assert encoded.ids == [2, 1, 2, 0]
     # The model shifts: what position t-1 is to say stands at t.
     assert encoded.labels[1:] == [4, 4, 3] and encoded.labels[0] == IGNORED
     assert encoded.memory == [0, 1, 1, 1]
-    assert Encoder(Parity().tokenizer(), memory="all")(Tags("1", "odd", (0,))).memory == [1, 1]
+    assert TextFormat(Parity().tokenizer(), memory="all").example(Tags("1", "odd", (0,))).memory == [1, 1]
     with pytest.raises(ValueError, match="input has 2 tokens, target 1, memory 2"):
-        Encoder(Parity().tokenizer())(Tags("1 0", "odd", (0, 1)))
+        TextFormat(Parity().tokenizer(), memory="response").example(Tags("1 0", "odd", (0, 1)))
 
 
 def test_a_text_that_spells_out_a_special_token_does_not_end_there(tokenizer):
-    encoded = Encoder(tokenizer)(Example("a", tokenizer.eos_token))
+    encoded = TextFormat(tokenizer, memory="response").example(Example("a", tokenizer.eos_token))
     assert encoded.ids.count(tokenizer.eos_token_id) == 2, "bos and eos, which are one token here, and no third"
 
 
@@ -57,7 +57,7 @@ def test_padding_at_the_left():
 def test_what_is_generated_from_is_what_is_trained_on(tokenizer):
     task = Sums()
     for record in task.records("test"):
-        encoder, example = Encoder(tokenizer), task.example(record)
-        encoded = encoder(example)
-        assert encoder.prompt(example) == encoded.ids[: encoded.prompt]
+        form, example = TextFormat(tokenizer, memory="response"), task.example(record)
+        encoded = form.example(example)
+        assert form.begin(example.prompt).ids == encoded.ids[: encoded.prompt]
         assert task.correct(record, tokenizer.decode(encoded.ids[encoded.prompt : -1]))

@@ -37,11 +37,11 @@ def opened(task, where, **arguments):
     return build(task, seq_len=T, vocab_size=300, documents=N, stream=True, cache_dir=where, **arguments)
 
 
-def by_definition(task, encoder):
+def by_definition(task, form):
     """All rows of one pass through the source: each chunk's records packed by themselves, one chunk after the other."""
     records, rows = task.records("train"), []
     while chunk := list(itertools.islice(records, N)):
-        rows += list(rows_of(pack_records(chunk, task, encoder, T)))
+        rows += list(rows_of(pack_records(chunk, task, form, T)))
     return rows
 
 
@@ -53,7 +53,7 @@ def same(row, other):
 @pytest.mark.parametrize("task", [Pages(), Pages(count=40), Sums(), Parity()], ids=["pages", "even", "sums", "parity"])
 def test_rows_are_the_packed_chunks_in_order_again_and_again(task, tmp_path):
     data = opened(task, tmp_path)
-    expected = by_definition(task, data.encoder)
+    expected = by_definition(task, data.format)
     rows = data.train.head(2 * len(expected) + 3)
     assert len(rows) == 2 * len(expected) + 3 and isinstance(rows, Stream)
     with pytest.warns(UserWarning, match=f"the stream ended after {len(expected)} rows; it is read again"):
@@ -71,12 +71,12 @@ def test_rows_are_the_packed_chunks_in_order_again_and_again(task, tmp_path):
 def test_any_order_and_any_process_gives_the_same_rows(kind, sharded, tmp_path):
     task = Pages() if kind == "records" else sharded
     data = opened(task, tmp_path / "a")
-    expected = by_definition(task, data.encoder)
+    expected = by_definition(task, data.format)
     for i in (17, 3, 30, 0, len(expected) - 1):
-        assert same(Stream(Chunks(task, "train", data.encoder, T, N, tmp_path / "b"), 99)[i], expected[i])
+        assert same(Stream(Chunks(task, "train", data.format, T, N, tmp_path / "b"), 99)[i], expected[i])
     # Two workers make the chunks between them, each from its own place in the source.
     for where in ("c", "d"):
-        chunks = Chunks(task, "train", data.encoder, T, N, tmp_path / where)
+        chunks = Chunks(task, "train", data.format, T, N, tmp_path / where)
         if where == "d":
             chunks.row(0)  # the parent has begun to read: its place must not be the workers'
         loader = DataLoader(Stream(chunks, len(expected)), batch_size=4, collate_fn=collate, num_workers=2)
@@ -88,7 +88,7 @@ def test_any_order_and_any_process_gives_the_same_rows(kind, sharded, tmp_path):
 def test_going_on_tokenises_and_reads_nothing_twice(kind, sharded, tmp_path, monkeypatch):
     task = Pages() if kind == "records" else sharded
     data = opened(task, tmp_path)
-    expected = by_definition(task, data.encoder)
+    expected = by_definition(task, data.format)
     data.train.head(12)[11]
     made = sorted(path.name for path in data.train.chunks.folder.glob("*.npy"))
 
@@ -108,12 +108,12 @@ def test_going_on_tokenises_and_reads_nothing_twice(kind, sharded, tmp_path, mon
 def test_a_stream_of_datasets_goes_on_from_its_state(sharded, tmp_path, monkeypatch):
     """Parquet shards are not read again from the first: with the state lost, the rows would be others."""
     data = opened(sharded, tmp_path)
-    expected = by_definition(sharded, data.encoder)
+    expected = by_definition(sharded, data.format)
     chunks = data.train.chunks
     chunks.row(0)
     assert json.loads((chunks.folder / "000000.json").read_text())["state"]["examples_iterable"]
     monkeypatch.setattr(Sharded, "records", lambda *_: pytest.fail("read from the start"))
-    again = Chunks(sharded, "train", data.encoder, T, N, tmp_path)
+    again = Chunks(sharded, "train", data.format, T, N, tmp_path)
     assert all(same(again.row(i), expected[i]) for i in range(len(expected)))
 
 
@@ -121,7 +121,7 @@ def test_a_stream_of_datasets_goes_on_from_its_state(sharded, tmp_path, monkeypa
 def test_a_chunk_that_a_kill_left_unfinished_is_made_again(damage, tmp_path):
     task = Pages()
     data = opened(task, tmp_path)
-    expected = by_definition(task, data.encoder)
+    expected = by_definition(task, data.format)
     chunks = data.train.chunks
     for i in range(len(expected)):
         chunks.row(i)
@@ -137,7 +137,7 @@ def test_a_chunk_that_a_kill_left_unfinished_is_made_again(damage, tmp_path):
         rows.unlink()
     else:
         (chunks.folder / "000001.npy.1.ab.tmp").write_bytes(b"half")
-    again = Chunks(task, "train", data.encoder, T, N, tmp_path)
+    again = Chunks(task, "train", data.format, T, N, tmp_path)
     if damage.startswith("torn"):
         with pytest.warns(UserWarning, match="damaged"):
             got = [again.row(i) for i in range(len(expected))]
@@ -172,7 +172,7 @@ def test_other_streams_have_chunks_of_their_own(changed, tmp_path, monkeypatch):
 def test_validation_is_the_first_rows_of_its_split(tmp_path):
     data = opened(Pages(), tmp_path, validation_rows=3)
     whole = opened(Pages(), tmp_path)
-    expected = rows_of(pack_records(list(Pages().records("validation")), Pages(), data.encoder, T))
+    expected = rows_of(pack_records(list(Pages().records("validation")), Pages(), data.format, T))
     assert len(data.validation) == 3 < len(whole.validation) == len(expected)
     assert all(
         np.array_equal(data.validation[i][key], whole.validation[i][key])
@@ -185,15 +185,15 @@ def test_validation_is_the_first_rows_of_its_split(tmp_path):
 
 def test_examples_that_are_too_long_are_counted_once(tmp_path):
     data = opened(Sums(digits=6), tmp_path)
-    lengths = [len(data.encoder(data.task.example(r)).ids) for r in data.task.records("train")]
+    lengths = [len(data.format.example(data.task.example(r)).ids) for r in data.task.records("train")]
     short = max(lengths[:N]) - 1
-    chunks = Chunks(data.task, "train", data.encoder, short, N, tmp_path)
+    chunks = Chunks(data.task, "train", data.format, short, N, tmp_path)
     with pytest.warns(UserWarning, match="examples are longer than seq_len") as caught:
         rows = [chunks.row(i) for i in range(20)]
     assert sum("longer than" in str(warning.message) for warning in caught) == 1
-    first = rows_of(pack_records(list(itertools.islice(data.task.records("train"), N)), data.task, data.encoder, short))
+    first = rows_of(pack_records(list(itertools.islice(data.task.records("train"), N)), data.task, data.format, short))
     assert 0 < first.pieces < N and all(map(same, rows, first))
-    nothing = Chunks(data.task, "train", data.encoder, 3, N, tmp_path)
+    nothing = Chunks(data.task, "train", data.format, 3, N, tmp_path)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="Sums: no record of train fits in seq_len=3"):
         nothing.row(0)
 

@@ -9,7 +9,7 @@ import tiny_tasks
 import undertow as ut
 from models import build as tiny_model
 from tiny_tasks import Blocks, Pages, Parity, Sums
-from undertow.data import Encoder, build, collate, examples, train_tokenizer
+from undertow.data import TextFormat, build, collate, examples, train_tokenizer
 from undertow.data.corpus import Document
 from undertow.data.examples import record_rows
 from undertow.recipe import Recipe, RecipeError
@@ -41,17 +41,17 @@ def pieces(rows):
     return found
 
 
-def longest(task, encoder, split="train"):
-    return max(len(encoder(task.example(record)).ids) for record in task.records(split))
+def longest(task, form, split="train"):
+    return max(len(form.example(task.example(record)).ids) for record in task.records(split))
 
 
 @pytest.mark.parametrize("loss", ["response", "all"])
 @pytest.mark.parametrize("memory", ["response", "all"])
 def test_every_example_is_in_one_row_whole(cache_dir, loss, memory):
     data = build(Sums(), seq_len=32, vocab_size=270, cache_dir=cache_dir, loss=loss, memory=memory)
-    assert data.task == Sums() and data.encoder == Encoder(data.tokenizer, loss, memory)
+    assert data.task == Sums() and data.format == TextFormat(data.tokenizer, loss, memory)
     for rows, split in ((data.train, "train"), (data.validation, "validation")):
-        expected = [data.encoder(data.task.example(record)) for record in Sums().records(split)]
+        expected = [data.format.example(data.task.example(record)) for record in Sums().records(split)]
         assert sorted(pieces(rows)) == sorted((e.ids, e.labels, e.memory) for e in expected)
         assert rows.pieces == len(expected) and rows.tokens == sum(len(e.ids) for e in expected)
         assert rows.waste == pytest.approx(1 - rows.tokens / (32 * len(rows)))
@@ -65,7 +65,7 @@ def test_every_example_is_in_one_row_whole(cache_dir, loss, memory):
 
 def test_tags_with_a_tokenizer_of_their_own(cache_dir):
     data = build(Parity(), seq_len=16, cache_dir=cache_dir)
-    expected = [data.encoder(Parity().example(record)) for record in Parity().records("train")]
+    expected = [data.format.example(Parity().example(record)) for record in Parity().records("train")]
     assert sorted(pieces(data.train)) == sorted((e.ids, e.labels, e.memory) for e in expected)
     assert data.token_bytes.tolist() == [0, 1, 1, 4, 3]
 
@@ -81,9 +81,9 @@ def test_tags_with_a_tokenizer_of_their_own(cache_dir):
 def test_packed_examples_are_as_good_as_separate_ones(task, time, schedule, cache_dir):
     """Attention and memory both stop at borders: logits, labels and loss are those of each example by itself."""
     tokenizer = task.tokenizer() or train_tokenizer([Document("", "0123456789 + = ")], 260, cache_dir)
-    encoder = Encoder(tokenizer)
+    form = TextFormat(tokenizer, memory="response")
     records = list(task.records("train"))[:12]
-    rows = record_rows(records, task, encoder, longest(task, encoder) * 2, cache_dir)
+    rows = record_rows(records, task, form, longest(task, form) * 2, cache_dir)
     assert len(rows) < len(records) / 1.5, "or nothing is packed"
     model = tiny_model(time=time, vocab_size=260)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_packed_examples_are_as_good_as_separate_ones(task, time, schedule, cach
         total, counted = 0.0, 0
         apart = {}
         for record in records:
-            one = encoder(task.example(record))
+            one = form.example(task.example(record))
             out = model(
                 torch.tensor([one.ids]), labels=torch.tensor([one.labels]), memory_mask=torch.tensor([one.memory]),
                 schedule=schedule,
@@ -112,15 +112,15 @@ def test_packed_examples_are_as_good_as_separate_ones(task, time, schedule, cach
 
 def test_too_long_examples_are_left_out_and_counted(cache_dir):
     task, tokenizer = Sums(train=40), train_tokenizer([Document("", "0123456789 + = ")], 260, cache_dir)
-    encoder, records = Encoder(tokenizer), list(Sums(train=40).records("train"))
-    limit = longest(task, encoder) - 1
-    fitting = [e for e in (encoder(task.example(r)) for r in records) if len(e.ids) <= limit]
+    form, records = TextFormat(tokenizer, memory="response"), list(Sums(train=40).records("train"))
+    limit = longest(task, form) - 1
+    fitting = [e for e in (form.example(task.example(r)) for r in records) if len(e.ids) <= limit]
     for _ in range(2):  # what is read from the cache says so too
         with pytest.warns(UserWarning, match=f"Sums: {40 - len(fitting)} of 40 examples .* seq_len={limit}: left out"):
-            rows = record_rows(records, task, encoder, limit, cache_dir)
+            rows = record_rows(records, task, form, limit, cache_dir)
     assert sorted(pieces(rows)) == sorted((e.ids, e.labels, e.memory) for e in fitting)
     with pytest.raises(ValueError, match="Sums: none of 40 records can be used: all are longer than seq_len=4 tokens"):
-        record_rows(records, task, encoder, 4, cache_dir)
+        record_rows(records, task, form, 4, cache_dir)
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_text_of_a_task_is_packed_as_documents(cache_dir):
     size = sum(len(text.encode()) for text in texts)
     assert data.train.text_bytes(data.token_bytes) == data.train_bytes == size
     assert set(data.train[0]) <= {"input_ids", "labels", "position_ids", "attention_mask"}
-    assert data.encoder == Encoder(data.tokenizer, "all", "all") and len(data.train) > 10
+    assert data.format == TextFormat(data.tokenizer, "all", "all") and len(data.train) > 10
     documents = [[*ids, data.tokenizer.eos_token_id] for ids in data.tokenizer(texts)["input_ids"]]
     assert data.train.tokens == sum(len(ids) + 1 for ids in documents)
 

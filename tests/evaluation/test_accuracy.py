@@ -11,7 +11,7 @@ import torch
 import undertow as ut
 from models import build
 from sums import END, Sums, Tagged, tokenizer
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.evaluation.accuracy import exact, generated, pass_at_k, wilson
 from undertow.evaluation.writing import write
 from undertow.tasks import Tags
@@ -36,10 +36,10 @@ def likeliest(model, ids, memory):
 @cache
 def greedy(name, memory):
     """What the model writes after every test prompt, `NEW` tokens of each, and an end token that some of them hold."""
-    model, task, encoder = MODELS[name](), Sums(), Encoder(tokenizer(), memory=memory)
+    model, task, form = MODELS[name](), Sums(), TextFormat(tokenizer(), memory=memory)
     rows = []
     for record in task.records("test"):
-        ids, written = encoder.prompt(task.example(record)), []
+        ids, written = form.begin(task.example(record).prompt).ids, []
         for _ in range(NEW):
             before = [int(memory == "all")] * len(ids) + [1] * len(written)
             written.append(likeliest(model, ids + written, before))
@@ -49,10 +49,10 @@ def greedy(name, memory):
 
 
 def texts_of(name, memory):
-    """The encoder with that end token, and the texts before it."""
+    """The form with that end token, and the texts before it."""
     rows, end = greedy(name, memory)
-    encoder = Encoder(tokenizer(end), memory=memory)
-    return encoder, [encoder.tokenizer.decode(row[: (row + [end]).index(end)]) for row in rows]
+    form = TextFormat(tokenizer(end), memory=memory)
+    return form, [form.tokenizer.decode(row[: (row + [end]).index(end)]) for row in rows]
 
 
 @pytest.mark.parametrize(("name", "memory"), [*((name, "response") for name in MODELS), ("t2mlr", "all")])
@@ -60,19 +60,19 @@ def test_generated_equals_one_token_at_a_time(name, memory):
     """Left padding, memory masks, the cache and rows that end at different places change nothing."""
     model, task = MODELS[name](), Sums()
     records = list(task.records("test"))
-    encoder, texts = texts_of(name, memory)
-    assert len({len(encoder.tokenizer.tokenize(text)) for text in texts}) > 1, "some rows must end early"
-    prompts = [encoder.prompt(task.example(record)) for record in records]
+    form, texts = texts_of(name, memory)
+    assert len({len(form.tokenizer.tokenize(text)) for text in texts}) > 1, "some rows must end early"
+    prompts = [form.begin(task.example(record).prompt) for record in records]
     assert len({len(prompt) for prompt in prompts}) > 1, "some rows must be padded"
     for size in (1, 4):
-        assert write(model, encoder, prompts, NEW, size) == [[text] for text in texts]
+        assert write(model, form, prompts, NEW, size) == [[text] for text in texts]
 
     # Every second gold answer is what the model writes: those, and no others, are right.
     gold = tuple((task.example(r).prompt, text) for r, text in zip(records[::2], texts[::2], strict=True))
     known = Sums(answers=gold)
     right = [text == known.example(record).response for record, text in zip(records, texts, strict=True)]
     assert 0 < sum(right) < len(right)
-    found = generated(model, known, encoder, records, 4, max_new_tokens=NEW)
+    found = generated(model, known, form, records, 4, max_new_tokens=NEW)
     assert found.solved == tuple(map(float, right))
     assert found.overall.accuracy == sum(right) / len(right)
     for bucket in found.buckets:
@@ -88,12 +88,12 @@ def test_memory_of_the_prompt_matters_here():
     assert greedy("t2mlr", "response")[0] != greedy("t2mlr", "all")[0]
 
 
-def read_off(model, encoder, example):
+def read_off(model, form, example):
     """Every target of one record as the model reads it after all gold tokens before it."""
-    one = encoder(example)
+    one = form.example(example)
     if isinstance(example, Tags):
         return [likeliest(model, one.ids[:t], one.memory[:t]) for t in range(1, len(one.ids))]
-    first = len(encoder.tokenizer(example.prompt)["input_ids"])
+    first = len(form.tokenizer(example.prompt)["input_ids"])
     return [likeliest(model, one.ids[:t], one.memory[:t]) for t in range(first, len(one.ids))]
 
 
@@ -104,25 +104,25 @@ def read_off(model, encoder, example):
 def test_exact_equals_one_record_at_a_time(name, kind):
     """Gold answers are what the model writes, gold tags what it reads, but for one tag in every other record."""
     model, records = MODELS[name](), list(Sums().records("test"))
-    encoder, texts = texts_of(name, "response")
+    form, texts = texts_of(name, "response")
     if kind == "answers":
         prompts = [Sums().example(record).prompt for record in records]
         task = Sums(answers=tuple(zip(prompts, texts, strict=True)))
-        gold = [[*encoder.tokenizer(text)["input_ids"], encoder.tokenizer.eos_token_id] for text in texts]
-        read = [read_off(model, encoder, task.example(record)) for record in records]
+        gold = [[*form.tokenizer(text)["input_ids"], form.tokenizer.eos_token_id] for text in texts]
+        read = [read_off(model, form, task.example(record)) for record in records]
     else:
-        read = [read_off(model, encoder, Tagged().example(record)) for record in records]
-        end = encoder.tokenizer.eos_token_id
+        read = [read_off(model, form, Tagged().example(record)) for record in records]
+        end = form.tokenizer.eos_token_id
         gold = [[token if token < 41 and token != end else 3 for token in row] for row in read]  # one character each
         for row in gold[::2]:
             row[-1] = (row[-1] + 1) % 10
         inputs = [Tagged().example(record).input for record in records]
-        targets = map(encoder.tokenizer.decode, gold)
+        targets = map(form.tokenizer.decode, gold)
         task = Tagged(answers=tuple(zip(inputs, targets, strict=True)))
     same = [[a == b for a, b in zip(*one, strict=True)] for one in zip(gold, read, strict=True)]
     assert {True, False} == {all(one) for one in same} and sum(map(sum, same)) > 3
     for size, loss in ((1, "response"), (4, "all")):  # what the loss counts is not what is scored
-        found = exact(model, task, Encoder(encoder.tokenizer, loss, "response"), records, batch_size=size)
+        found = exact(model, task, TextFormat(form.tokenizer, loss, "response"), records, batch_size=size)
         assert found.solved == tuple(float(all(one)) for one in same)
         assert found.overall.token_accuracy == sum(map(sum, same)) / sum(map(len, same))
         for bucket in found.buckets:
@@ -134,23 +134,23 @@ def test_exact_equals_one_record_at_a_time(name, kind):
 
 
 def test_exact_under_a_schedule_reads_merged_logits():
-    model, task, encoder = MODELS["lrt"](), Tagged(), Encoder(tokenizer())
+    model, task, form = MODELS["lrt"](), Tagged(), TextFormat(tokenizer(), memory="response")
     records = list(task.records("test"))
     right = tokens = 0
     for record in records:
-        one = encoder(task.example(record))
+        one = form.example(task.example(record))
         x, mask = torch.tensor([one.ids]), torch.tensor([one.memory])
         with torch.no_grad():
             logits = model(x, memory_mask=mask, schedule=ut.Jacobi(0)).logits[0]
         right += sum(int(logits[t - 1].argmax()) == one.labels[t] for t in range(1, len(one.ids)))
         tokens += len(one.ids) - 1
-    found = exact(model, task, encoder, records, ut.Jacobi(0), batch_size=4)
+    found = exact(model, task, form, records, ut.Jacobi(0), batch_size=4)
     assert found.overall.token_accuracy == right / tokens
 
 
 def test_a_perfect_and_a_useless_model():
     """A stub that knows the next gold token: accuracy 1; one that is off by one token: 0."""
-    task, encoder = Sums(), Encoder(tokenizer())
+    task, form = Sums(), TextFormat(tokenizer(), memory="response")
     records = list(task.records("test"))
     model = build()
     for off, expected in ((0, 1.0), (1, 0.0)):
@@ -160,23 +160,25 @@ def test_a_perfect_and_a_useless_model():
             return type("Out", (), {"logits": torch.nn.functional.one_hot(told, 43)})
 
         model.forward = forward
-        found = exact(model, task, encoder, records, batch_size=3)
+        found = exact(model, task, form, records, batch_size=3)
         assert (found.overall.accuracy, found.overall.token_accuracy) == (expected, expected)
 
 
 def test_learned_positions_run_out():
     """Records that do not fit are unsolved, with a warning; the others are what they are alone."""
     model = build("gpt2", time=ut.T2MLR(0, 3), n_positions=10)
-    task, encoder = Sums(), Encoder(tokenizer())
+    task, form = Sums(), TextFormat(tokenizer(), memory="response")
     records = list(task.records("test"))
-    prompts = [encoder.prompt(task.example(record)) for record in records]
-    written = write(model, encoder, prompts, 4, batch_size=5)
-    assert written == [write(model, encoder, [prompt], 4)[0] for prompt in prompts]
+    prompts = [form.begin(task.example(record).prompt) for record in records]
+    written = write(model, form, prompts, 4, batch_size=5)
+    assert written == [write(model, form, [prompt], 4)[0] for prompt in prompts]
     counts = [len(text.replace("<unknown>", "u")) for (text,) in written]
     assert all(count <= 10 - len(prompt) for count, prompt in zip(counts, prompts, strict=True))
-    assert min(len(prompt) for prompt in prompts) + 4 < 10 < max(len(encoder(task.example(r)).ids) for r in records)
+    assert (
+        min(len(prompt) for prompt in prompts) + 4 < 10 < max(len(form.example(task.example(r)).ids) for r in records)
+    )
     with pytest.warns(UserWarning, match="of 6 records have more tokens than the model's 10 learned positions"):
-        found = exact(model, task, encoder, records, batch_size=5)
+        found = exact(model, task, form, records, batch_size=5)
     assert found.overall.records == len(records)
 
 
@@ -192,7 +194,7 @@ def test_pass_at_k_is_the_share_of_draws():
 
 def test_samples():
     """Deterministic from the seed; pass@1 is the accuracy, more tries never solve less."""
-    model, encoder = MODELS["t2mlr"](), Encoder(tokenizer())
+    model, form = MODELS["t2mlr"](), TextFormat(tokenizer(), memory="response")
 
     class Any(Sums):
         def correct(self, record, text):
@@ -202,7 +204,7 @@ def test_samples():
     records = list(Sums().records("test"))
     keywords = dict(batch_size=8, samples=6, temperature=5.0, pass_at=(1, 3, 6), max_new_tokens=2)
     state = torch.random.get_rng_state()
-    first, again, other = (generated(model, Any(), encoder, records, **keywords, seed=s) for s in (0, 0, 1))
+    first, again, other = (generated(model, Any(), form, records, **keywords, seed=s) for s in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == again and first.solved != other.solved
     overall = first.overall
@@ -210,19 +212,19 @@ def test_samples():
     assert 0 < overall.pass_at[1] < overall.pass_at[3] < overall.pass_at[6] <= 1
     counts = [round(6 * share) for share in first.solved]
     assert overall.pass_at[3] == pytest.approx(sum(pass_at_k(6, c, 3) for c in counts) / len(counts))
-    texts = write(model, encoder, [encoder.prompt(Sums().example(r)) for r in records], 2, 8, samples=6, temperature=5)
+    texts = write(model, form, [form.begin(Sums().example(r).prompt) for r in records], 2, 8, samples=6, temperature=5)
     assert [sum(text[:1] in CHOSEN for text in one) for one in texts] == counts
 
 
 def test_a_models_own_generation_settings_do_not_count():
-    model, encoder = MODELS["plain"](), Encoder(tokenizer())
-    prompts = [encoder.prompt(Sums().example(record)) for record in Sums().records("test")]
-    before = write(model, encoder, prompts, NEW)
+    model, form = MODELS["plain"](), TextFormat(tokenizer(), memory="response")
+    prompts = [form.begin(Sums().example(record).prompt) for record in Sums().records("test")]
+    before = write(model, form, prompts, NEW)
     settings = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "do_sample": True, "num_beams": 2, "top_k": 3}
     model.generation_config.update(**settings)
-    assert write(model, encoder, prompts, NEW) == before
+    assert write(model, form, prompts, NEW) == before
     model.generation_config.update(num_beams=1)
-    assert model.generate(torch.tensor([prompts[0]]), max_new_tokens=NEW).shape[1]  # they are valid settings
+    assert model.generate(torch.tensor([prompts[0].ids]), max_new_tokens=NEW).shape[1]  # they are valid settings
 
 
 def test_wilson():
@@ -237,24 +239,24 @@ def test_wilson():
 
 
 def test_plain_values():
-    model, encoder = MODELS["plain"](), Encoder(tokenizer())
-    found = generated(model, Sums(), encoder, Sums().records("test"), samples=2, pass_at=(1, 2)).to_dict()
+    model, form = MODELS["plain"](), TextFormat(tokenizer(), memory="response")
+    found = generated(model, Sums(), form, Sums().records("test"), samples=2, pass_at=(1, 2)).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert {"records", "accuracy", "low", "high", "pass@1", "pass@2", "buckets", "shown"} == set(found)
-    assert "token_accuracy" in exact(model, Sums(), encoder, Sums().records("test")).to_dict()
+    assert "token_accuracy" in exact(model, Sums(), form, Sums().records("test")).to_dict()
 
 
 def test_bad_input():
-    model, encoder = MODELS["plain"](), Encoder(tokenizer())
+    model, form = MODELS["plain"](), TextFormat(tokenizer(), memory="response")
     records = list(Sums().records("test"))
     for wrong, line in (
-        (lambda: generated(model, Sums(), encoder, []), "there are no records"),
-        (lambda: exact(model, Sums(), encoder, []), "there are no records"),
-        (lambda: generated(model, Tagged(), encoder, records), "Tagged: tags are read off"),
-        (lambda: generated(model, Sums(), encoder, records, pass_at=(2,)), "pass_at=2: must be from 1 to samples=1"),
-        (lambda: write(model, encoder, [[3], []], 4), "prompt 1: must hold at least one token"),
-        (lambda: write(model, encoder, [[3]], 0), "max_new_tokens=0"),
-        (lambda: write(model, encoder, [[3]], 4, samples=2, temperature=0), "temperature=0"),
+        (lambda: generated(model, Sums(), form, []), "there are no records"),
+        (lambda: exact(model, Sums(), form, []), "there are no records"),
+        (lambda: generated(model, Tagged(), form, records), "Tagged: tags are read off"),
+        (lambda: generated(model, Sums(), form, records, pass_at=(2,)), "pass_at=2: must be from 1 to samples=1"),
+        (lambda: write(model, form, [form.given([3]), form.given([])], 4), "prompt 1: must hold at least one token"),
+        (lambda: write(model, form, [form.given([3])], 0), "max_new_tokens=0"),
+        (lambda: write(model, form, [form.given([3])], 4, samples=2, temperature=0), "temperature=0"),
     ):
         with pytest.raises(ValueError, match=line):
             wrong()

@@ -113,7 +113,10 @@ def test_what_is_scored():
     assert [scored(task, i) for i in range(3)] == [[" on"], [" hen"], [" y z"]]
     assert all(tokens[0] == BOS for tokens, _ in core.spans(task, 0, TOK))
     bare = core.spans(task, 0, tokenizer(bos=False))
-    assert bare[0][0][0] == BOS  # where there is no bos, eos is what stands before a document
+    assert bare[0][0][0] != BOS  # where there is no bos, a text begins as it was trained
+    words = [{"query": "", "choices": ["hen", "x y"], "gold": 0}] * 2
+    alone = core.spans(core.Task("t", "multiple_choice", tuple(words), 0, "", 0.0), 0, tokenizer(bos=False))
+    assert all(tokens[0] == BOS for tokens, _ in alone)  # but something must stand before what is scored: eos
 
 
 def test_a_choice_that_begins_another_one_keeps_a_token():

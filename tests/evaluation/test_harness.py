@@ -14,6 +14,7 @@ from rich.console import Console
 
 import undertow as ut
 from models import build
+from undertow.data.format import TextFormat
 from undertow.evaluation import harness, likelihood
 from undertow.evaluation.harness_model import Recurrent
 
@@ -252,7 +253,9 @@ def test_where_a_pair_is_cut():
     assert lm._encode_pair("he", "n") == ([BOS, h, e], [n])  # joined with its context it would have no token
     assert plain._encode_pair("he", " a") == ([h, e], [space, a])
     assert plain._encode_pair("  ", "a") == ([plain.eot_token_id], [space, space, a])
-    assert lm.tok_encode(f"{END}a") == [BOS, a] and lm.tok_encode("a", add_special_tokens=False) == [a]
+    spelt = Recurrent(build(), TextFormat(TOK, special_tokens="ids"))
+    assert spelt.tok_encode(f"{END}a") == [BOS, a] and lm.tok_encode(f"{END}a")[-1:] == [a] != [BOS]
+    assert lm.tok_encode("a", add_special_tokens=False) == [a]
     assert Recurrent(build(), TOK, bos=False).tok_encode("a") == [a]
 
 

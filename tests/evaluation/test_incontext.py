@@ -11,10 +11,9 @@ import undertow as ut
 from models import build
 from sums import CHARACTERS, Sums, Tagged, tokenizer
 from undertow.data import Document
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.evaluation import incontext
 from undertow.evaluation.incontext import few_shot, in_context
-from undertow.tasks import Example
 
 
 def documents(sizes, seed=0):
@@ -80,24 +79,24 @@ class Shared(Sums):
         return super().records("test")
 
 
-def seen_prompts(monkeypatch, task, encoder, shots, seed=0):
+def seen_prompts(monkeypatch, task, form, shots, seed=0):
     """Which prompts the model is given, for every k."""
     seen = []
 
-    def generated(model, task, encoder, records, **keywords):
+    def generated(model, task, form, records, **keywords):
         seen.append([task.example(record) for record in records])
         return keywords
 
     monkeypatch.setattr(incontext, "generated", generated)
-    found = few_shot(None, task, encoder, task.records("test"), shots, seed=seed, batch_size=3)
+    found = few_shot(None, task, form, task.records("test"), shots, seed=seed, batch_size=3)
     assert [(one.shots, one.accuracy) for one in found] == [(k, {"batch_size": 3}) for k in shots]
     return seen
 
 
 @pytest.mark.parametrize("task", [Sums(), Shared()], ids=["apart", "same records"])
 def test_which_examples_stand_before_a_prompt(monkeypatch, task):
-    encoder, records = Encoder(tokenizer()), list(task.records("test"))
-    zero, two, five = seen_prompts(monkeypatch, task, encoder, (0, 2, 5))
+    form, records = TextFormat(tokenizer(), memory="response"), list(task.records("test"))
+    zero, two, five = seen_prompts(monkeypatch, task, form, (0, 2, 5))
     assert zero == [task.example(record) for record in records]
     solved = {e.prompt + e.response: e for e in map(task.example, task.records("train"))}
     chosen = []
@@ -109,13 +108,17 @@ def test_which_examples_stand_before_a_prompt(monkeypatch, task):
         assert some.prompt == "\n\n".join([*before[:2], last])
         chosen.append(tuple(before))
     assert len(set(chosen)) > 1  # not the same ones for all
-    assert seen_prompts(monkeypatch, task, encoder, (5,)) == [five]
-    assert seen_prompts(monkeypatch, task, encoder, (5,), seed=1) != [five]
+    assert seen_prompts(monkeypatch, task, form, (5,)) == [five]
+    assert seen_prompts(monkeypatch, task, form, (5,), seed=1) != [five]
 
 
 def test_few_shot_accuracy_is_that_of_the_longer_prompts():
     """Against greedy decoding of one prompt, from nothing."""
-    model, task, encoder = build(time=ut.T2MLR(1, 2, carry="residual")), Sums(test=3), Encoder(tokenizer())
+    model, task, form = (
+        build(time=ut.T2MLR(1, 2, carry="residual")),
+        Sums(test=3),
+        TextFormat(tokenizer(), memory="response"),
+    )
 
     class Told(Sums):
         def correct(self, record, text):
@@ -123,32 +126,32 @@ def test_few_shot_accuracy_is_that_of_the_longer_prompts():
             return len(told) % 2 == 0
 
     told: list[str] = []
-    found = few_shot(model, Told(test=3), encoder, task.records("test"), (0, 1), max_new_tokens=3, batch_size=2)
+    found = few_shot(model, Told(test=3), form, task.records("test"), (0, 1), max_new_tokens=3, batch_size=2)
     assert [one.accuracy.overall.accuracy for one in found] == [1 / 3, 2 / 3]
     shown = {example.prompt: example.written for one in found for example in one.accuracy.shown}
     assert len(shown) == 6 and sorted(shown.values()) == sorted(told)
     for prompt, written in shown.items():
-        given = encoder.prompt(Example(prompt, ""))
+        given = form.begin(prompt).ids
         ids = list(given)
         while len(ids) < len(given) + 3:
             mask = [0] * len(given) + [1] * (len(ids) - len(given))
             with torch.no_grad():
                 logits = model(torch.tensor([ids]), memory_mask=torch.tensor([mask]), schedule=ut.Sequential()).logits
             ids.append(int(logits[0, -1].argmax()))
-        assert written == encoder.tokenizer.decode((ids + [42])[len(given) : (ids + [42]).index(42)])
+        assert written == form.tokenizer.decode((ids + [42])[len(given) : (ids + [42]).index(42)])
 
 
 def test_bad_input():
-    model, encoder = build(), Encoder(tokenizer())
+    model, form = build(), TextFormat(tokenizer(), memory="response")
     for wrong, line in (
         (
             lambda: in_context(model, documents((40,)), tokenizer(), 64),
             "none of 1 documents has length=64 tokens; .*41",
         ),
         (lambda: in_context(model, documents((40,)), tokenizer(), 8), "length=8: must be at least 16"),
-        (lambda: few_shot(model, Tagged(), encoder, [], (1,)), "Tagged is of kind 'tags'"),
-        (lambda: few_shot(model, Sums(), encoder, [], (-1,)), "shots=-1"),
-        (lambda: few_shot(model, Shared(), encoder, Sums().records("test"), (6,)), "shots=6: Shared has 5 other"),
+        (lambda: few_shot(model, Tagged(), form, [], (1,)), "Tagged is of kind 'tags'"),
+        (lambda: few_shot(model, Sums(), form, [], (-1,)), "shots=-1"),
+        (lambda: few_shot(model, Shared(), form, Sums().records("test"), (6,)), "shots=6: Shared has 5 other"),
     ):
         with pytest.raises(ValueError, match=line):
             wrong()

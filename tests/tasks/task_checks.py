@@ -4,7 +4,7 @@ import dataclasses
 import json
 from itertools import islice
 
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.tasks import SPLITS, Example, Tags
 
 
@@ -48,7 +48,9 @@ def check_answer(task, example):
 
 def check_tags(task, tags):
     tokenizer = task.tokenizer()
-    encoded = Encoder(tokenizer)(tags)  # raises where input, target and memory differ in length
+    encoded = TextFormat(tokenizer, memory="response").example(
+        tags
+    )  # raises where input, target and memory differ in length
     assert encoded.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.unk_token_id not in encoded.ids + encoded.labels
     assert tokenizer.decode(encoded.ids[:-1]) == tags.input

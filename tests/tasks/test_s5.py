@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.tasks.s5 import PERMUTATIONS, S5, TOKENS, track
 
 numbers = st.integers(0, 119)
@@ -122,7 +122,7 @@ def test_memory_begins_after_the_dictionary():
     task = S5(retrieval=True, value_len=2)
     for record in islice(task.records("test"), 20):
         tags = task.example(record)
-        ids = Encoder(task.tokenizer())(tags).ids
+        ids = TextFormat(task.tokenizer(), memory="response").example(tags).ids
         border = ids.index(task.tokenizer().convert_tokens_to_ids("|"))
         assert tags.memory == (0,) * (border + 1) + (1,) * (len(ids) - 1 - border - 1)
 

@@ -72,7 +72,7 @@ def label(schedule) -> str:
     return f"{type(schedule).__name__}({', '.join(said)})"
 
 
-def open_target(target, overrides: Sequence[str] = (), device: str = "auto", rows: int = 0):
+def open_target(target, overrides: Sequence[str] = (), device: str = "auto", rows: int = 0, accept: bool = False):
     """A model to analyse, and text to do it on.
 
     Args:
@@ -80,6 +80,7 @@ def open_target(target, overrides: Sequence[str] = (), device: str = "auto", row
             a run, or of a saved model.
         overrides: `section.key=value` texts; of a run, only the schedule and the data may change.
         rows: of a run, so many validation rows are read (0: none, the data is not opened).
+        accept: take them where the run's texts have changed, with a warning.
 
     Returns:
         `(name, model, batch or None)`, the batch as `undertow.data.collate` makes it.
@@ -110,6 +111,7 @@ def open_target(target, overrides: Sequence[str] = (), device: str = "auto", row
         chosen = recipes.load(target, overrides)
         loaded.model.schedule = chosen.schedule or loaded.model.schedule
         if rows:
-            validation = runs.open_data(chosen).validation
+            changed = any(text.startswith("data.") for text in overrides)
+            validation = runs.reopen(Path(target), chosen, accept, changed=changed).validation
             batch = collate([validation[i] for i in range(min(rows, len(validation)))])
     return Path(target).resolve().name, loaded.model, batch

@@ -38,6 +38,7 @@ def run(
     seed: int = 0,
     overrides: Sequence[str] = (),
     device: str = "auto",
+    accept: bool = False,
 ) -> Report:
     """Check a model. It is left as it was: mode, weights, gradients and random numbers.
 
@@ -49,6 +50,7 @@ def run(
         schedules: causality is checked under these (None: the training schedule and one of each kind).
         seed: of the random tokens.
         overrides, device: `section.key=value` texts and the device, where `target` is not a model.
+        accept: of a run, measure on texts that are not its own, with a warning.
 
     Returns:
         A report with the checks `causal`, `cached`, `padded`, `packed`, `batched`; then, with a memory, `gap`,
@@ -58,7 +60,7 @@ def run(
         ValueError: a target that cannot be checked, rows of fewer than 8 positions, a recipe that does not load.
         FileNotFoundError: no such file.
     """
-    name, model, rows = open_target(target, overrides, device, rows=batch if input_ids is None else 0)
+    name, model, rows = open_target(target, overrides, device, batch if input_ids is None else 0, accept)
     rows = rows if input_ids is None else input_ids
     if model.device.type == "meta":
         raise ValueError("check: the model is on the meta device, where nothing is computed")

@@ -273,6 +273,7 @@ def run(
     resume: bool = False,
     device: str = "auto",
     watch: Bars | None = None,
+    accept: bool = False,
 ) -> dict[str, list[dict]]:
     """Train and measure every model of a comparison in `folder`, and write what it shows.
 
@@ -280,6 +281,7 @@ def run(
         folder: of `pick_folder`.
         resume: keep finished models, continue the one that was interrupted.
         watch: shows how far it is.
+        accept: with `resume`, go on with texts that are not those the comparison began with.
 
     Returns:
         Model -> one result a seed (`training.result.measure`). One that diverged has the key `failed`, and why.
@@ -287,7 +289,7 @@ def run(
     from undertow.training import run as runs
 
     first = next(iter(plan.recipes.values()))
-    data = first.runner.open_data(first)
+    data = _data(first, folder if resume else None, accept)
     save(plan, folder / "comparison.yaml")
     limit = plan.shared(data, device)
     results: dict[str, list[dict]] = {name: [] for name in plan.recipes}
@@ -304,7 +306,9 @@ def run(
                 one = recipe.parse(_merge(recipe.to_dict(), {"name": label, "seed": seed, "training": own}))
                 runs.folder_for(one, place, resume=there)
                 callbacks = [] if watch is None else [watch.callback(label)]
-                result = recipe.runner.train(one, place, resume=there, device=device, callbacks=callbacks, data=data)
+                more = {"accept": True} if accept and isinstance(one, Recipe) else {}
+                watched = {"callbacks": callbacks, "data": data}
+                result = recipe.runner.train(one, place, resume=there, device=device, **watched, **more)
             except FloatingPointError as error:  # the others go on
                 result = {"name": label, "failed": str(error)}
             if watch is not None:
@@ -314,6 +318,16 @@ def run(
             runs.write_json(folder / "table.json", results)  # after each: what is done survives an interruption
     outcome.write(plan.name, folder, results, folders)
     return results
+
+
+def _data(first, folder: Path | None, accept: bool):
+    """The data of all models: that of a run in `folder` that has begun, if any, which must still be the same."""
+    from undertow.training import kept
+
+    begun = sorted(path.parent for path in folder.glob(f"*/{kept.DATA}")) if folder is not None else []
+    if begun and isinstance(first, Recipe):
+        return kept.reopen(begun[0], first, accept)
+    return first.runner.open_data(first)
 
 
 def _bought(seconds: float, recipe: Recipe, place: Path | None, data, device: str) -> dict[str, float]:
@@ -327,8 +341,11 @@ def _bought(seconds: float, recipe: Recipe, place: Path | None, data, device: st
 
 def save(plan: Comparison, path: Path) -> None:
     """Write a comparison with every value of every model, as `load` reads it."""
+    from undertow.training.kept import absolute
+
     models = [
-        {**recipe.to_dict(), "name": name} | ({"flops_of": plan.flops_of[name]} if name in plan.flops_of else {})
+        {**absolute(recipe).to_dict(), "name": name}
+        | ({"flops_of": plan.flops_of[name]} if name in plan.flops_of else {})
         for name, recipe in plan.recipes.items()
     ]
     values: dict = {"name": plan.name, "seeds": list(plan.seeds)}

@@ -101,19 +101,20 @@ def visits(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     schedule: Schedule | None = None,
+    memory_mask: Tensor | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """`(step, logits_BTV)` of every visit: final norm and LM head applied to the state it leaves.
 
     States that the plan itself has normed already (from its visit of the final norm on) are read without a second norm.
 
     Args:
-        input_ids: `_BT`; attention_mask: `_BT`, 0 at pads.
+        input_ids: `_BT`; attention_mask: `_BT`, 0 at pads; memory_mask: `_BT`, as of a forward.
         schedule: None is evaluation's, `Converge()`; where a position ran several times, its last run counts.
     """
     program, norm = model.program, model.view.final_norm
-    marked = None if model.view.blank is None else input_ids == model.view.blank
+    mask = marked(model, input_ids, memory_mask)
     recorder = _Recorder(program, model.view, model.undertow)
-    seq, _ = sequence(model.view, program, input_ids, attention_mask=attention_mask, memory_mask=marked)
+    seq, _ = sequence(model.view, program, input_ids, attention_mask=attention_mask, memory_mask=mask)
     recorder.run(seq, schedule or Converge())
     normed = False
     for step in program.steps:
@@ -168,7 +169,12 @@ def _passes(done: list[Sweep], T: int) -> list[int]:
 
 
 @torch.no_grad()
-def memory_effect(model: UndertowForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+def memory_effect(
+    model: UndertowForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+) -> Tensor | None:
     """`_BT`: log-probability of the token that follows, true decoding less the same model with no memory mixed in.
 
     Without its memory (`memory_mask` 0 everywhere) every delay-1 target stays as it is; nothing else changes. NaN where
@@ -178,7 +184,7 @@ def memory_effect(model: UndertowForCausalLM, input_ids: Tensor, attention_mask:
         return None
     off = torch.zeros_like(input_ids)
     given = {"attention_mask": attention_mask, "schedule": Converge(), "use_cache": False}
-    true, ablated = (model(input_ids, memory_mask=mask, **given).logits for mask in (None, off))
+    true, ablated = (model(input_ids, memory_mask=mask, **given).logits for mask in (memory_mask, off))
     after_BT = following(input_ids, attention_mask)
     return _logp(true, after_BT) - _logp(ablated, after_BT)
 
@@ -195,6 +201,13 @@ def read(
     along = tuple(view_of(visit_name(model, step), logits, after_BT) for step, logits in seen)
     over = tuple(view_of(name, x, after_BT) for name, x, _ in sweeps(model, input_ids, attention_mask, schedule))
     return Lens(along, over, memory_effect(model, input_ids, attention_mask))
+
+
+def marked(model: UndertowForCausalLM, input_ids: Tensor, memory_mask: Tensor | None = None) -> Tensor | None:
+    """The memory mask of a forward: the one given, else where the model's method marks tokens (None: everywhere)."""
+    if memory_mask is not None or model.view.blank is None:
+        return memory_mask
+    return input_ids == model.view.blank
 
 
 def visit_name(model: UndertowForCausalLM, step: Step) -> str:

@@ -101,15 +101,15 @@ class _Mixing(Executor):
 
 
 @torch.no_grad()
-def gates(model: UndertowForCausalLM, input_ids: Tensor) -> dict[str, Tensor]:
+def gates(model: UndertowForCausalLM, input_ids: Tensor, memory_mask: Tensor | None = None) -> dict[str, Tensor]:
     """`_BT` of every gate (its mean over channels) and every mixer's relative change, under true decoding."""
     program = model.program
     watching = _Mixing(program, model.view, model.undertow)
     names = dict.fromkeys(edge.mixer for step in program.steps for edges in step.edges.values() for edge in edges)
     hooks = [model.undertow[name].register_forward_hook(watching.recorder(name)) for name in names]
-    marked = None if model.view.blank is None else input_ids == model.view.blank
+    mask = lens.marked(model, input_ids, memory_mask)
     try:
-        watching.run(sequence(model.view, program, input_ids, memory_mask=marked)[0], Converge())
+        watching.run(sequence(model.view, program, input_ids, memory_mask=mask)[0], Converge())
     finally:
         for hook in hooks:
             hook.remove()
@@ -117,8 +117,8 @@ def gates(model: UndertowForCausalLM, input_ids: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor) -> Reading:
-    """Let a model in `eval()` read one text, `input_ids` `_T`.
+def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor, memory_mask: Tensor | None = None) -> Reading:
+    """Let a model in `eval()` read one text, `input_ids` `_T`, `memory_mask` `_T` as of its forward.
 
     Raises:
         ValueError: fewer than 2 tokens, or more than the model has positions.
@@ -127,14 +127,15 @@ def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor) -> Reading:
     if not 2 <= len(input_ids) <= limit:
         raise ValueError(f"lens: the text has {len(input_ids)} tokens: must be 2 to {limit}")
     x_BT = input_ids[None].to(model.device).long()
-    after_BT, effect = lens.following(x_BT), lens.memory_effect(model, x_BT)
+    given = {} if memory_mask is None else {"memory_mask": memory_mask[None].to(model.device)}
+    after_BT, effect = lens.following(x_BT), lens.memory_effect(model, x_BT, **given)
     views = [
         lens.view_of(lens.visit_name(model, step), logits, after_BT)
-        for step, logits in lens.visits(model, x_BT, schedule=Converge())
+        for step, logits in lens.visits(model, x_BT, schedule=Converge(), **given)
     ]
-    true = model(x_BT, schedule=Converge(), use_cache=False).memory if model.program.memories else None
+    true = model(x_BT, **given, schedule=Converge(), use_cache=False).memory if model.program.memories else None
     passes, far = [], None
-    for name, logits, memory in lens.sweeps(model, x_BT, schedule=model.schedule):
+    for name, logits, memory in lens.sweeps(model, x_BT, schedule=model.schedule, **given):
         far = None if true is None or memory is None else _distance(memory, true)
         nats = -torch.log_softmax(logits[0, :-1].float(), -1).gather(-1, x_BT[0, 1:, None]).mean()
         passes.append(Pass(name, float(nats), None if far is None else float(far.mean())))
@@ -149,13 +150,14 @@ def read(model: UndertowForCausalLM, tokenizer, input_ids: Tensor) -> Reading:
         tuple(passes),
         None if effect is None else _numbers(effect[0]),
         None if far is None else tuple(far[0].tolist()),
-        {name: tuple(value_BT[0].tolist()) for name, value_BT in gates(model, x_BT).items()},
+        {name: tuple(value_BT[0].tolist()) for name, value_BT in gates(model, x_BT, **given).items()},
     )
 
 
-def passage(row: Mapping[str, np.ndarray], most: int) -> Tensor:
-    """The first tokens, at most so many, of the longest document in a row of `undertow.data`, `_T`."""
-    ids = np.asarray(row["input_ids"])
+def passage(row: Mapping[str, np.ndarray], most: int, entry: str = "input_ids") -> Tensor:
+    """The first tokens, at most so many, of the longest document in a row of `undertow.data`, `_T` (of another entry of
+    the row: what it says of them)."""
+    ids = np.asarray(row[entry])
     real = np.asarray(row.get("attention_mask", np.ones_like(ids))).astype(bool)
     ids = ids[real]
     places = np.asarray(row.get("position_ids", np.arange(len(real))))[real]
@@ -195,8 +197,9 @@ def of_text(folder: Path, text: str, overrides: Sequence[str] = (), device: str 
         raise ValueError(f"{folder}: holds a {type(loaded.model).__name__}; make it recurrent with undertow.wrap first")
     if overrides:
         loaded.model.schedule = recipes.load(folder, overrides).schedule or loaded.model.schedule
-    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return table(read(loaded.model, loaded.tokenizer, torch.as_tensor(ids)))
+    tokens = loaded.format.begin(text)
+    mask = None if loaded.format.memory == "all" else torch.as_tensor(tokens.memory)
+    return table(read(loaded.model, loaded.tokenizer, torch.as_tensor(tokens.ids), mask))
 
 
 def some(items: Sequence, most: int) -> list:

@@ -43,12 +43,13 @@ NUMBERS = (
 )
 
 
-def write(folder: str | Path, device: str = "auto", data=None) -> Path:
+def write(folder: str | Path, device: str = "auto", data=None, accept: bool = False) -> Path:
     """Write the report of a run's or a comparison's folder and return its path. No result file is changed.
 
     Args:
         device: where a run's model reads its text, if it has not yet.
         data: the run's data where it is open already.
+        accept: let it read texts that are not those of the run, with a warning.
 
     Raises:
         ValueError: neither a run nor a comparison lies there.
@@ -58,21 +59,21 @@ def write(folder: str | Path, device: str = "auto", data=None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     if (folder / "recipe.yaml").exists() and (folder / "model").is_dir() and not (folder / "lens.json").exists():
-        _read(folder, device, data)
+        _read(folder, device, data, accept)
     path = folder / "report.html"
     write_text(path, page(folder))
     return path
 
 
-def write_all(folder: Path, device: str = "auto") -> Path:
+def write_all(folder: Path, device: str = "auto", accept: bool = False) -> Path:
     """Write the reports of a comparison's finished runs, then its own, which links to them; returns its path."""
     from undertow.training import run as runs
 
     data = None
     for place in sorted(path.parent for path in folder.glob("*/result.json")):
         if data is None and not (place / "lens.json").exists():
-            data = runs.open_data(load_recipe(place))  # the same for all
-        write(place, device, data)
+            data = runs.reopen(place, load_recipe(place), accept)  # the same for all
+        write(place, device, data, accept)
     return write(folder, device)
 
 
@@ -240,7 +241,7 @@ def _text(reading: Mapping) -> tuple[dict, dict]:
     return {"tokens": tokens, "maps": maps}, {"said": said, "lens": lens}
 
 
-def _read(folder: Path, device: str, data) -> None:
+def _read(folder: Path, device: str, data, accept: bool) -> None:
     """Let the model of a run read the beginning of its validation text and keep what it says in `lens.json`."""
     from undertow.analysis import reading
     from undertow.model import UndertowForCausalLM
@@ -249,8 +250,9 @@ def _read(folder: Path, device: str, data) -> None:
     loaded = runs.load(folder, device)
     if not isinstance(loaded.model, UndertowForCausalLM) or loaded.recipe is None:
         return
-    row = (runs.open_data(loaded.recipe) if data is None else data).validation[0]
-    found = reading.read(loaded.model, loaded.tokenizer, reading.passage(row, READ))
+    row = (runs.reopen(folder, loaded.recipe, accept) if data is None else data).validation[0]
+    parts = {name: reading.passage(row, READ, name) for name in ("input_ids", "memory_mask") if name in row}
+    found = reading.read(loaded.model, loaded.tokenizer, **parts)
     runs.write_json(folder / "lens.json", found.to_dict())
 
 

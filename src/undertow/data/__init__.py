@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from undertow.data import fingerprint
 from undertow.data.corpus import Corpus, Document, load_corpus
-from undertow.data.examples import Encoder, has_examples, pad_left, record_rows, texts
+from undertow.data.examples import has_examples, record_rows, texts
+from undertow.data.fingerprint import Fingerprint
+from undertow.data.format import Layout, Memory, SpecialTokens, TextFormat, checked, pad_left
 from undertow.data.packing import Rows, collate, pack_documents
 from undertow.data.stream import Chunks, Stream, first_records
-from undertow.data.tokenizer import check_tokenizer, check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
+from undertow.data.tokenizer import check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
 from undertow.tasks.base import Record, Task
 from undertow.tasks.parse import open_source
 
@@ -31,9 +34,9 @@ __all__ = [
     "Corpus",
     "Data",
     "Document",
-    "Encoder",
     "Rows",
     "Stream",
+    "TextFormat",
     "build",
     "check_vocabulary",
     "collate",
@@ -62,7 +65,8 @@ class Data:
             are bits per byte.
         train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts; of a task, of its rows (None: a
             stream's).
-        encoder: examples -> tokens, as in the rows.
+        format: how a text becomes tokens, as in the rows; its tokenizer carries it.
+        texts: which texts these are, see `fingerprint`.
         task: where the records come from (None: text files).
     """
 
@@ -72,7 +76,8 @@ class Data:
     token_bytes: Tensor
     train_bytes: int | None
     validation_bytes: int
-    encoder: Encoder
+    format: TextFormat
+    texts: Fingerprint
     task: Task | None = None
 
     @property
@@ -84,14 +89,18 @@ class Data:
 def build(
     source: str | Sequence[str] | Mapping[str, Any] | Task = "stdlib",
     *,
-    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | TextFormat | None = None,
     vocab_size: int = 4096,
     seq_len: int = 256,
     cache_dir: str | Path | None = None,
     validation: str | Sequence[str] | None = None,
     validation_rows: int | None = None,
     loss: Part | None = None,
-    memory: Part | None = None,
+    memory: Memory | None = None,
+    bos: bool | None = None,
+    eos: bool = True,
+    special_tokens: SpecialTokens = "text",
+    layout: Layout | None = None,
     stream: bool = False,
     documents: int = 2000,
 ) -> Data:
@@ -99,14 +108,17 @@ def build(
 
     Args:
         source: `"stdlib"`, text files, folders or globs, see `load_corpus`; or a task, see `open_source`.
-        tokenizer: a tokenizer, its folder or its hub id. None: the task's own, or else one is trained on the training
-            records (of a stream, on its first chunk).
+        tokenizer: a tokenizer, its folder or its hub id; or a whole format, which then holds instead of `loss`,
+            `memory`, `bos`, `eos`, `special_tokens` and `layout`. None: the task's own tokenizer, or else one is
+            trained on the training records (of a stream, on its first chunk).
         vocab_size: tokens of the tokenizer that is trained; unused if there is one.
         seq_len: tokens of a row.
         cache_dir: where tokenizer and rows are kept; None: `$UNDERTOW_CACHE`, else the user's cache folder.
         validation: what to validate on, like `source`; None: about 5 % of its files. A task has a split of its own.
         validation_rows: keep only so many validation rows (a fixed sample); None: all.
-        loss, memory: see `Encoder`. None: of examples the response, of documents all.
+        loss, memory, bos, eos, special_tokens, layout: see `TextFormat`. None: `loss` and `memory` of examples the
+            response, of documents all; a bos but for tags, and for records that are tokenised already and begin
+            without one; of tasks with answers a chat where the tokenizer has a template.
         stream: make the training rows of a task when they are asked for, a chunk at a time; validation is then on the
             first `documents` records of its split.
         documents: records of a chunk.
@@ -117,22 +129,54 @@ def build(
     if validation_rows is not None and validation_rows < 1:
         raise ValueError(f"validation_rows: {validation_rows}: must be at least 1, or None for all")
     task = open_source(source)
-    wrong = misuse(task, loss, memory, stream, validation)
+    whole = tokenizer if isinstance(tokenizer, TextFormat) else None
+    chosen: dict[str, Any] = {
+        "loss": loss,
+        "memory": memory,
+        "bos": bos,
+        "eos": eos,
+        "special_tokens": special_tokens,
+        "layout": layout,
+    }
+    given = chosen if whole is None else {"memory": whole.memory if whole.memory == "response" else None}
+    wrong = misuse(task, stream=stream, validation=validation, **given)
     if wrong is not None:
         raise ValueError(": ".join(wrong))
+
+    def form(tokenizer: PreTrainedTokenizerBase, first: Record | None = None) -> TextFormat:
+        return whole or checked(format_of(task, tokenizer, first, **chosen).carried())
+
     if task is None:
-        data = _of_text(source, validation, tokenizer, vocab_size, seq_len, cache_dir)
+        data = _of_text(source, validation, tokenizer, form, vocab_size, seq_len, cache_dir)
     else:
-        data = _of_task(task, stream, loss, memory, tokenizer, vocab_size, seq_len, documents, cache_dir)
+        data = _of_task(task, stream, tokenizer, form, vocab_size, seq_len, documents, cache_dir)
     return data if validation_rows is None else replace(data, validation=data.validation.head(validation_rows))
 
 
-def misuse(task: Task | None, loss=None, memory=None, stream: bool = False, validation=None) -> tuple[str, str] | None:
+def misuse(
+    task: Task | None,
+    loss=None,
+    memory=None,
+    stream: bool = False,
+    validation=None,
+    bos=None,
+    eos: bool = True,
+    special_tokens: str = "text",
+    layout=None,
+) -> tuple[str, str] | None:
     """An argument of `build` that has no meaning for this task (None: text files), and why; None: all have one."""
     what = "text" if task is None else type(task).__name__
     for name, value in (("loss", loss), ("memory", memory)):
         if value == "response" and (task is None or not has_examples(task)):
             return name, f"{value!r}: {what} has no prompt and response; allowed: 'all'"
+    if layout == "chat" and (task is None or task.kind != "answers"):
+        return "layout", f"{layout!r}: {what} has no prompt that is answered; allowed: 'plain'"
+    if not eos and task is not None and task.kind != "text":
+        return "eos", f"{eos}: does not apply to {what}: it has no documents of text to end"
+    if bos and task is not None and task.kind == "tags":
+        return "bos", f"{bos}: does not apply to {what}: every token has a target of its own"
+    if special_tokens != "text" and task is not None and task.kind == "tokens":
+        return "special_tokens", f"{special_tokens!r}: does not apply to {what}, which is tokenised already"
     if validation is not None and task is not None:
         return "validation", f"{validation!r}: {what} has a validation split of its own"
     if stream and task is None:
@@ -140,47 +184,77 @@ def misuse(task: Task | None, loss=None, memory=None, stream: bool = False, vali
     return None
 
 
-def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache_dir) -> Data:
+def format_of(
+    task: Task | None,
+    tokenizer: PreTrainedTokenizerBase,
+    first: Record | None = None,
+    loss: Part | None = None,
+    memory: Memory | None = None,
+    bos: bool | None = None,
+    eos: bool = True,
+    special_tokens: SpecialTokens = "text",
+    layout: Layout | None = None,
+) -> TextFormat:
+    """How the texts of a task (None: of text files) are read; arguments as of `build`.
+
+    Args:
+        first: its first record, where it is at hand: of kind `tokens` it says whether texts begin with a bos.
+    """
+    part: Part = "response" if task is not None and has_examples(task) else "all"
+    if bos is None and task is not None and task.kind == "tokens" and first is not None:
+        bos = list(first.get("input_ids") or ())[:1] == [tokenizer.bos_token_id]
+    elif bos is None:
+        bos = task is None or task.kind != "tags"
+    answers = task is not None and task.kind == "answers"
+    shape = layout or (None if answers else "plain")
+    return TextFormat(tokenizer, loss or part, memory or part, bos, eos, special_tokens, shape)
+
+
+def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int, cache_dir) -> Data:
     corpus = load_corpus(source, validation)
-    if tokenizer is None:
-        tokenizer = train_tokenizer(corpus.train, vocab_size, cache_dir)
-    else:
-        tokenizer = _given(tokenizer)
-    train = pack_documents(corpus.train, tokenizer, seq_len, cache_dir)
-    held_out = pack_documents(corpus.validation, tokenizer, seq_len, cache_dir)
-    bytes_V = token_bytes(tokenizer)
-    _check_bytes(held_out.text_bytes(bytes_V), corpus.validation_bytes)
+    own = train_tokenizer(corpus.train, vocab_size, cache_dir) if tokenizer is None else _given(tokenizer)
+    read = form(own)
+    read.say_spelt((document.text for document in (*corpus.train, *corpus.validation)), "the texts")
+    train = pack_documents(corpus.train, read, seq_len, cache_dir)
+    held_out = pack_documents(corpus.validation, read, seq_len, cache_dir)
+    bytes_V = token_bytes(read.tokenizer)
+    if read.special_tokens == "text":
+        _check_bytes(held_out.text_bytes(bytes_V), corpus.validation_bytes)
     _log(train, held_out, seq_len)
-    encoder = Encoder(tokenizer, "all", "all")
-    return Data(train, held_out, tokenizer, bytes_V, corpus.train_bytes, corpus.validation_bytes, encoder)
+    seen = {split: fingerprint.of_documents(getattr(corpus, split)) for split in ("train", "validation")}
+    sizes = (corpus.train_bytes, corpus.validation_bytes)
+    return Data(train, held_out, read.tokenizer, bytes_V, *sizes, read, seen)
 
 
 def _of_task(
-    task: Task, stream: bool, loss, memory, tokenizer, vocab_size, seq_len: int, documents: int, cache
+    task: Task, stream: bool, tokenizer, form, vocab_size: int, seq_len: int, documents: int, cache_dir
 ) -> Data:
     records = {split: _records(task, split, documents if stream else None) for split in ("train", "validation")}
     own = task.tokenizer() if tokenizer is None else _given(tokenizer)
     if own is None and task.kind == "tokens":
         raise ValueError(f"tokenizer: {type(task).__name__} is tokenised already: name the tokenizer that was used")
     if own is None:
-        read = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
-        own = train_tokenizer(read, vocab_size, cache)
-    check_tokenizer(own)
-    part: Part = "response" if has_examples(task) else "all"
-    encoder = Encoder(own, loss or part, memory or part)
+        shown = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
+        own = train_tokenizer(shown, vocab_size, cache_dir)
+    read = form(own, records["train"][0])
+    if task.kind != "tokens":
+        read.say_spelt(itertools.chain.from_iterable(texts(held, task) for held in records.values()), "the texts")
     train: Rows | Stream
     if stream:
-        train = Stream(Chunks(task, "train", encoder, seq_len, documents, cache))
+        train = Stream(Chunks(task, "train", read, seq_len, documents, cache_dir))
     else:
-        train = record_rows(records["train"], task, encoder, seq_len, cache)
-    held_out = record_rows(records["validation"], task, encoder, seq_len, cache)
-    bytes_V = token_bytes(own)
+        train = record_rows(records["train"], task, read, seq_len, cache_dir)
+    held_out = record_rows(records["validation"], task, read, seq_len, cache_dir)
+    bytes_V = token_bytes(read.tokenizer)
     size = held_out.text_bytes(bytes_V)
-    if task.kind == "text":
+    if task.kind == "text" and read.special_tokens == "text":
         _check_bytes(size, sum(len(text.encode()) for text in texts(records["validation"], task) if text.strip()))
     _log(train, held_out, seq_len)
     train_size = train.text_bytes(bytes_V) if isinstance(train, Rows) else None
-    return Data(train, held_out, own, bytes_V, train_size, size, encoder, task)
+    seen = {split: fingerprint.of_records(fingerprint.contents(held, task)) for split, held in records.items()}
+    test = fingerprint.of_test(task)
+    seen |= {} if test is None else {"test": test}
+    return Data(train, held_out, read.tokenizer, bytes_V, train_size, size, read, seen, task)
 
 
 def _records(task: Task, split: str, limit: int | None) -> list[Record]:
@@ -191,11 +265,10 @@ def _records(task: Task, split: str, limit: int | None) -> list[Record]:
     return found
 
 
-def _given(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if isinstance(tokenizer, str | Path):
-        return load_tokenizer(tokenizer)
-    check_tokenizer(tokenizer)
-    return tokenizer
+def _given(tokenizer: str | Path | PreTrainedTokenizerBase | TextFormat) -> PreTrainedTokenizerBase:
+    if isinstance(tokenizer, TextFormat):
+        return tokenizer.tokenizer
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
 def _check_bytes(counted: int, size: int) -> None:

@@ -1,131 +1,30 @@
-"""A task's examples as tokens: the same for training rows, for scoring and for generation."""
+"""A task's records as packed rows, and as texts."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undertow.data import cache
 from undertow.data.corpus import Document
-from undertow.data.packing import IGNORED, Rows, kept, pack, pad_id, place, rows_of, tokenise
-from undertow.data.tokenizer import tokenizer_hash, vocabulary_size
-from undertow.tasks.base import Example, Record, Tags, Task
+from undertow.data.fingerprint import contents
+from undertow.data.format import IGNORED, TextFormat, pad_id
+from undertow.data.packing import Rows, kept, pack, place, rows_of, tokenise
+from undertow.data.tokenizer import vocabulary_size
+from undertow.tasks.base import Example, Record, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_RECIPE = "records-1"  # part of the cache key: change it when the stored rows would differ
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as tokens; the lists have one entry a token.
-
-    Attributes:
-        ids: bos (where the tokenizer has one), prompt, response, eos; of tags the input and eos.
-        labels: in the model's convention, `labels[t]` is the target of position t-1; -100 where there is none.
-        memory: 1 where the token takes in the memory of the one before it (T2MLR's control flow 2), 0 where not.
-        prompt: how many tokens are given when the response is generated.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    memory: list[int]
-    prompt: int
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Examples -> tokens.
-
-    Args:
-        tokenizer: with an eos token. Where it has a chat template, the prompt is the user's turn of a chat.
-        loss: `response`: the prompt is not to be predicted; `all`: every token is. Tags are all targets.
-        memory: `response`: the prompt takes in no memory; `all`: every token does.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    loss: Literal["response", "all"] = "response"
-    memory: Literal["response", "all"] = "response"
-
-    def __call__(self, example: Example | Tags) -> Encoded:
-        """Raises ValueError (one line): the input and the target of tags differ in tokens."""
-        if isinstance(example, Tags):
-            return self._tags(example)
-        prompt = self.prompt(example)
-        response = [*self._plain(example.response), self.tokenizer.eos_token_id]
-        given = [IGNORED] * len(prompt) if self.loss == "response" else prompt
-        return Encoded(
-            ids=[*prompt, *response],
-            labels=[IGNORED, *[*given, *response][1:]],  # nothing stands before the first token to predict it
-            memory=[*self.given_memory(prompt), *[1] * len(response)],
-            prompt=len(prompt),
-        )
-
-    def prompt(self, example: Example) -> list[int]:
-        """The tokens that are given when the response is generated."""
-        if getattr(self.tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": example.prompt.rstrip()}]
-            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        before = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        return [*before, *self._plain(example.prompt)]
-
-    def given_memory(self, prompt: list[int]) -> list[int]:
-        """The memory mask of a prompt's tokens."""
-        return [int(self.memory == "all")] * len(prompt)
-
-    def _tags(self, tags: Tags) -> Encoded:
-        ids, target = self._plain(tags.input), self._plain(tags.target)
-        if not len(ids) == len(target) == len(tags.memory):
-            raise ValueError(
-                f"tags: input has {len(ids)} tokens, target {len(target)}, memory {len(tags.memory)}: must be equal"
-            )
-        memory = list(tags.memory) if self.memory == "response" else [1] * len(ids)
-        return Encoded([*ids, self.tokenizer.eos_token_id], [IGNORED, *target], [*memory, 1], len(ids))
-
-    def _plain(self, text: str) -> list[int]:
-        # A text that spells out a special token does not become one.
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def parts(self) -> list[str]:
-        """What decides how a record is encoded, for cache keys."""
-        template = json.dumps(getattr(self.tokenizer, "chat_template", None))
-        return [_RECIPE, tokenizer_hash(self.tokenizer), template, self.loss, self.memory]
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad: int, memory: Sequence[Sequence[int]] | None = None):
-    """Sequences of tokens as one batch that ends together, for generation.
-
-    Args:
-        sequences: at least one.
-        pad: the id written at padding.
-        memory: memory masks of the same lengths.
-
-    Returns:
-        `input_ids` and `attention_mask` (0 at padding), and `memory_mask` (1 at padding) if `memory` is given: int64
-        tensors of shape (B, T), T the length of the longest.
-    """
-    import torch
-
-    width = max(map(len, sequences))
-
-    def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
-
-    batch = {"input_ids": padded(sequences, pad), "attention_mask": padded([[1] * len(row) for row in sequences], 0)}
-    return batch if memory is None else batch | {"memory_mask": padded(memory, 1)}
+_RECIPE = "records-2"  # part of the cache key: change it when the stored rows would differ
 
 
 def texts(records: Sequence[Record], task: Task) -> list[str]:
@@ -137,7 +36,7 @@ def texts(records: Sequence[Record], task: Task) -> list[str]:
 
 
 def record_rows(
-    records: Sequence[Record], task: Task, encoder: Encoder, seq_len: int, cache_dir: str | Path | None = None
+    records: Sequence[Record], task: Task, form: TextFormat, seq_len: int, cache_dir: str | Path | None = None
 ) -> Rows:
     """Records as packed rows, or the rows that an earlier call left in `cache_dir`.
 
@@ -150,13 +49,11 @@ def record_rows(
     if seq_len < 2:
         raise ValueError(f"seq_len: {seq_len}: must be at least 2, or nothing is predicted")
     name = type(task).__name__
-    field = "text" if task.kind == "text" else "input_ids"
-    contents = (repr(task.example(r)) if has_examples(task) else str(_field(r, field, task)) for r in records)
-    key = cache.digest(itertools.chain(encoder.parts(), [task.kind, seq_len], contents))
+    key = cache.digest(itertools.chain([_RECIPE, *form.parts()], [task.kind, seq_len], contents(records, task)))
 
     def packed_RCT() -> np.ndarray:
         logger.info("tokenising %d records of %s", len(records), name)
-        return pack_records(records, task, encoder, seq_len)
+        return pack_records(records, task, form, seq_len)
 
     rows = rows_of(kept(cache.folder(cache_dir) / f"rows-{key[:24]}.npy", seq_len, packed_RCT))
     if len(rows) == 0:
@@ -179,21 +76,22 @@ def has_examples(task: Task) -> bool:
     return task.kind in ("answers", "tags")
 
 
-def pack_records(records: Sequence[Record], task: Task, encoder: Encoder, seq_len: int) -> np.ndarray:
+def pack_records(records: Sequence[Record], task: Task, form: TextFormat, seq_len: int) -> np.ndarray:
     """Records as packed rows, int32 (R, C, T) as `packing.place` makes them; R = 0 where none can be used.
 
     Raises:
-        ValueError: a record lacks its text or its ids, an id is not in the vocabulary, or what `Encoder` raises.
+        ValueError: a record lacks its text or its ids, an id is not in the vocabulary, or what `TextFormat` raises.
     """
-    pad = pad_id(encoder.tokenizer)
+    pad = pad_id(form.tokenizer)
     if task.kind == "text":
         documents = [Document("", text) for text in texts(records, task) if text.strip()]
-        return pack(*tokenise(documents, encoder.tokenizer), seq_len, pad)
+        return pack(*tokenise(documents, form), seq_len, pad, form.memory != "none")
     if task.kind == "tokens":
-        parts = [_ids(record, task, encoder.tokenizer) for record in records]
+        parts = [_ids(record, task, form.tokenizer) for record in records]
         parts = [ids for ids in parts if len(ids)]
-        return pack(_line(parts), np.array([len(ids) for ids in parts], dtype=np.int64), seq_len, pad)
-    encoded = [encoder(task.example(record)) for record in records]
+        lengths = np.array([len(ids) for ids in parts], dtype=np.int64)
+        return pack(_line(parts), lengths, seq_len, pad, form.memory != "none")
+    encoded = [form.example(task.example(record)) for record in records]
     encoded = [one for one in encoded if len(one.ids) <= seq_len]
     lengths = np.array([len(one.ids) for one in encoded], dtype=np.int64)
     labels_L, memory_L = _line([one.labels for one in encoded]), _line([one.memory for one in encoded])

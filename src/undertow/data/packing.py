@@ -1,6 +1,6 @@
 """Documents -> rows of equal length, packed so that little is padding and nothing crosses a document's border.
 
-A document is `bos, its tokens, eos` (no bos where the tokenizer has none). One longer than a row is cut into pieces of
+A document is `bos, its tokens, eos` (as its `TextFormat` says). One longer than a row is cut into pieces of
 a row's length; the pieces are then placed by best fit, the longest first, each where the least room is left over.
 
 The rows lie in one `.npy` file that is mapped, not read: a numpy file is its own format, one rename makes it appear
@@ -27,7 +27,7 @@ import numpy as np
 
 from undertow.data import cache
 from undertow.data.corpus import Document, corpus_hash
-from undertow.data.tokenizer import tokenizer_hash
+from undertow.data.format import IGNORED, TextFormat, pad_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label that no loss counts
 _PADDING = -1  # the stored position of padding
 _BATCH = 256  # documents tokenised at once
 _RECIPE = "rows-1"  # part of the cache key: change it when the stored rows would differ
@@ -155,7 +154,7 @@ def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
 
 def pack_documents(
     documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
+    form: TextFormat | PreTrainedTokenizerBase,
     seq_len: int,
     cache_dir: str | Path | None = None,
 ) -> Rows:
@@ -163,7 +162,7 @@ def pack_documents(
 
     Args:
         documents: at least one.
-        tokenizer: a fast tokenizer with an eos token. Special tokens spelled out in a text are encoded as plain text.
+        form: how a text becomes tokens; of a tokenizer the format that it carries, else the default one.
         seq_len: T, tokens of a row.
         cache_dir: see `cache.folder`.
 
@@ -172,11 +171,12 @@ def pack_documents(
     """
     if seq_len < 2:
         raise ValueError(f"seq_len: {seq_len}: must be at least 2, or nothing is predicted")
-    key = cache.digest([_RECIPE, seq_len, tokenizer_hash(tokenizer), corpus_hash(documents)])
+    form = TextFormat.of(form, trained=True)
+    key = cache.digest([_RECIPE, seq_len, *form.parts(), corpus_hash(documents)])
 
     def packed_R2T() -> np.ndarray:
         logger.info("tokenising %d documents", len(documents))
-        return pack(*tokenise(documents, tokenizer), seq_len, pad_id(tokenizer))
+        return pack(*tokenise(documents, form), seq_len, pad_id(form.tokenizer), form.memory != "none")
 
     return rows_of(kept(cache.folder(cache_dir) / f"rows-{key[:24]}.npy", seq_len, packed_R2T))
 
@@ -191,37 +191,25 @@ def kept(path: Path, seq_len: int, make: Callable[[], np.ndarray]) -> np.ndarray
     return stored_RCT
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What is written at padding: the pad token, eos where there is none."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """The documents' tokens, each between bos and eos.
+def tokenise(
+    documents: Sequence[Document], form: TextFormat | PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray]:
+    """The documents' tokens, each begun and ended as the format says (of a tokenizer: see `pack_documents`).
 
     Returns:
         int32 of shape (L,), all documents in line; int64, the number of tokens of each document.
     """
-    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    after = [tokenizer.eos_token_id]
+    form = TextFormat.of(form, trained=True)
     parts, lengths = [], []
     for first in range(0, len(documents), _BATCH):
-        texts = [document.text for document in documents[first : first + _BATCH]]
-        encoded = tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,  # a text that spells out <|endoftext|> does not end there
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # documents may be longer than the model's context: they are cut here
-        )["input_ids"]
-        lengths += [len(before) + len(ids) + len(after) for ids in encoded]
-        together = itertools.chain.from_iterable(itertools.chain(before, ids, after) for ids in encoded)
-        parts.append(np.fromiter(together, dtype=np.int32))
+        encoded = form.encode([document.text for document in documents[first : first + _BATCH]])
+        framed = [ids for ids in map(form.framed, encoded) if ids]
+        lengths += [len(ids) for ids in framed]
+        parts.append(np.fromiter(itertools.chain.from_iterable(framed), dtype=np.int32))
     return np.concatenate([np.empty(0, dtype=np.int32), *parts]), np.array(lengths, dtype=np.int64)
 
 
-def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.ndarray:
+def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int, memory: bool = True) -> np.ndarray:
     """Cut documents into pieces and place them in rows; every token has exactly one place.
 
     Args:
@@ -229,11 +217,18 @@ def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.n
         lengths: tokens of each document, all above 0; their sum is L.
         seq_len: T.
         pad: the id written at padding.
+        memory: False marks every token as one that takes in no memory.
 
     Returns:
-        int32 of shape (R, 2, T): see `Rows`. Padding is at the right end of a row.
+        int32 of shape (R, 2, T): see `Rows`; with marks (R, 4, T): see `LabelledRows`. Padding is at the right end of a
+        row.
     """
-    return place(_cut(lengths, seq_len), seq_len, (ids_L, pad))
+    length_P = _cut(lengths, seq_len)
+    if memory:
+        return place(length_P, seq_len, (ids_L, pad))
+    labels_L = ids_L.copy()
+    labels_L[np.cumsum(length_P) - length_P] = IGNORED  # nothing stands before the first token of a piece
+    return place(length_P, seq_len, (ids_L, pad), (labels_L, IGNORED), (np.zeros_like(ids_L), 1))
 
 
 def place(

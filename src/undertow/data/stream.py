@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow.data import cache
-from undertow.data.examples import Encoder, has_examples, pack_records, report_left_out
+from undertow.data.examples import has_examples, pack_records, report_left_out
+from undertow.data.format import TextFormat
 from undertow.data.packing import Rows, read, rows_of
 from undertow.tasks.base import Record, Task
 
@@ -64,7 +65,7 @@ class Chunks:
 
     Args:
         task, split: the source.
-        encoder: how a record becomes tokens.
+        form: how a record becomes tokens.
         seq_len: tokens of a row.
         documents: records of a chunk.
         cache_dir: see `cache.folder`.
@@ -74,18 +75,18 @@ class Chunks:
         self,
         task: Task,
         split: str,
-        encoder: Encoder,
+        form: TextFormat,
         seq_len: int,
         documents: int,
         cache_dir: str | Path | None = None,
     ):
-        self.task, self.split, self.encoder = task, split, encoder
+        self.task, self.split, self.form = task, split, form
         self.seq_len, self.documents = seq_len, documents
         options = json.dumps(task.to_dict(), sort_keys=True, default=str)
         head = [repr(record) for record in itertools.islice(first_records(task, split), _HEAD)]
         if not head:
             raise ValueError(f"{type(task).__name__}: there are no records in its {split} split")
-        key = cache.digest([*encoder.parts(), options, split, seq_len, documents, *head])
+        key = cache.digest([*form.parts(), options, split, seq_len, documents, *head])
         self.folder = cache.folder(cache_dir) / f"stream-{key[:24]}"
         self._known: list[Chunk] = []
         self._ends: list[int] = []  # rows up to the end of each known chunk
@@ -104,7 +105,7 @@ class Chunks:
             self._open = (number, self._rows(number))
         row = self._open[1][at]
         ones = {"attention_mask": np.ones(self.seq_len, dtype=np.int64)}
-        if has_examples(self.task) and self.encoder.memory == "response":
+        if has_examples(self.task) and self.form.memory != "all":
             ones["memory_mask"] = ones["attention_mask"]
         return ones | row  # the same entries in every row, whichever chunk it is of
 
@@ -168,7 +169,7 @@ class Chunks:
             if made is not None and not anew:
                 return made
             records, stream = self._read(number)
-            stored_RCT = pack_records(records, self.task, self.encoder, self.seq_len)
+            stored_RCT = pack_records(records, self.task, self.form, self.seq_len)
             rows = rows_of(stored_RCT)
             logger.info("%s: chunk %d, %d rows of %d records", self.folder, number, len(rows), len(records))
             before = self._known[number - 1].records if number else 0

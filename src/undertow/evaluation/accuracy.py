@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 
-from undertow.data.examples import Encoded, Encoder
+from undertow.data.format import Encoded, TextFormat, Tokens
 from undertow.evaluation import tables
 from undertow.evaluation.batches import batches, most_positions, padded
 from undertow.evaluation.writing import decoded, write
@@ -104,7 +104,7 @@ class _Scored:
 def exact(
     model,
     task: Task,
-    encoder: Encoder,
+    form: TextFormat,
     records: Iterable[Record],
     schedule: Schedule | None = None,
     batch_size: int = 16,
@@ -126,7 +126,7 @@ def exact(
     Raises:
         ValueError: no records, or a prompt without a token.
     """
-    examples, encoded = _encode(model, task, encoder, records)
+    examples, encoded = _encode(model, task, form, records)
     firsts = [1 if isinstance(e, Tags) else one.prompt for e, one in zip(examples, encoded, strict=True)]
     if 0 in firsts:
         raise ValueError(f"accuracy: record {firsts.index(0)} has a prompt without a token")
@@ -136,10 +136,10 @@ def exact(
     for places in batches([len(encoded[i].ids) for i in fitting], batch_size):
         rows = [fitting[place] for place in places]
         batch = {
-            "input_ids": padded([encoded[i].ids for i in rows], encoder.tokenizer.eos_token_id),
+            "input_ids": padded([encoded[i].ids for i in rows], form.tokenizer.eos_token_id),
             "attention_mask": padded([[1] * len(encoded[i].ids) for i in rows], 0),
         }
-        if encoder.memory == "response":
+        if form.memory != "all":
             batch["memory_mask"] = padded([encoded[i].memory for i in rows], 0)
         before = min(firsts[i] for i in rows) - 1  # the first position that any target is read from
         asked = torch.arange(before, batch["input_ids"].shape[1] - 1)
@@ -153,7 +153,7 @@ def exact(
     for example, one, first, found in zip(examples, encoded, firsts, read, strict=True):
         target = one.labels[first:]
         same = sum(a == b for a, b in zip(found, target, strict=False))  # nothing was read where it does not fit
-        text = decoded(encoder.tokenizer, found)
+        text = decoded(form.tokenizer, found)
         shown = Shown(*_texts(example), text, same == len(target))
         scored.append(_Scored(int(shown.right), shown, tokens=len(target), tokens_right=same))
     return _summed(examples, scored, ())
@@ -162,7 +162,7 @@ def exact(
 def generated(
     model,
     task: Task,
-    encoder: Encoder,
+    form: TextFormat,
     records: Iterable[Record],
     batch_size: int = 16,
     precision: str = "float32",
@@ -189,14 +189,14 @@ def generated(
         if not 1 <= k <= samples:
             raise ValueError(f"pass_at={k}: must be from 1 to samples={samples}")
     records = list(records)
-    examples, encoded = _encode(model, task, encoder, records)
+    examples, encoded = _encode(model, task, form, records)
     if isinstance(examples[0], Tags):
         raise ValueError(f"{type(task).__name__}: tags are read off, not written; measure them with `exact`")
     longest = max(len(one.ids) - one.prompt for one in encoded)
     written = write(
         model,
-        encoder,
-        [one.ids[: one.prompt] for one in encoded],
+        form,
+        [Tokens(one.ids[: one.prompt], one.memory[: one.prompt]) for one in encoded],
         longest if max_new_tokens is None else max_new_tokens,
         batch_size,
         precision,
@@ -228,18 +228,18 @@ def measure(model, data, settings) -> dict:
     """Task accuracy of a run, as plain values: `exact`, and for answers `generated`.
 
     Args:
-        data: with `task` and `encoder`.
+        data: with `task` and `format`.
         settings: the recipe's section `evaluation`.
     """
     records = list(islice(data.task.records(settings.split), settings.records))
     size, precision = settings.batch_size, settings.precision
-    found = exact(model, data.task, data.encoder, records, None, size, precision)
+    found = exact(model, data.task, data.format, records, None, size, precision)
     result = {"split": settings.split, "exact": found.to_dict()}
     if data.task.kind == "answers":
         choice = {"samples": settings.samples, "temperature": settings.value("temperature")}
         passes = settings.pass_at or ((settings.samples,) if settings.samples > 1 else ())
         choice |= {"pass_at": passes, "max_new_tokens": settings.max_new_tokens}
-        found = generated(model, data.task, data.encoder, records, size, precision, **choice)
+        found = generated(model, data.task, data.format, records, size, precision, **choice)
         result["generated"] = found.to_dict()
     return result
 
@@ -276,7 +276,7 @@ def _percent(share: float | None) -> str:
 
 
 def _encode(
-    model, task: Task, encoder: Encoder, records: Iterable[Record]
+    model, task: Task, form: TextFormat, records: Iterable[Record]
 ) -> tuple[list[Example | Tags], list[Encoded]]:
     """The records as examples and as tokens; says how many of them the model has no positions for."""
     if task.kind not in ("answers", "tags"):
@@ -286,7 +286,7 @@ def _encode(
     examples = [task.example(record) for record in records]
     if not examples:
         raise ValueError("accuracy: there are no records")
-    encoded, limit = [encoder(example) for example in examples], most_positions(model)
+    encoded, limit = [form.example(example) for example in examples], most_positions(model)
     long = 0 if limit is None else sum(len(one.ids) > limit for one in encoded)
     if long:
         warnings.warn(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from undertow.data import check_tokenizer
+from undertow.data.format import TextFormat, checked
 from undertow.evaluation import likelihood
 from undertow.evaluation.tables import plain
 from undertow.recipe_base import one_line
@@ -90,7 +90,9 @@ def run(
 
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
-        tokenizer: its tokenizer; every text begins with its bos (eos where it has none).
+        tokenizer: its `TextFormat`, or a tokenizer that carries it: texts begin as in training, and the memory acts
+            where it did, a continuation being the response. A text of which nothing else stands before what is scored
+            begins with eos.
         folder: the published bundle.
         limit: only the first so many items of each task, after shuffling (nanochat takes 500 during training).
         batch_size: texts at a time.
@@ -103,15 +105,15 @@ def run(
         FileNotFoundError: the bundle or one of its files is not there.
         ValueError: a file of the bundle is torn or does not say what it must, or an answer does not fit the model.
     """
-    check_tokenizer(tokenizer)
+    form = checked(TextFormat.of(tokenizer, trained=True))
     room = max_length or likelihood.positions(model)
     scores = []
     for task in read(folder, limit):
-        asked = [spans(task, i, tokenizer) for i in range(len(task.items))]
+        asked = [spans(task, i, form) for i in range(len(task.items))]
         texts = [span for item in asked for span in item]
         fitting = likelihood.fit(texts, room, task.label)
         title = task.label if show else None
-        found = iter(likelihood.ends(model, fitting, schedule, batch_size, precision, show=title))
+        found = iter(likelihood.ends(model, fitting, schedule, batch_size, precision, form.memory, show=title))
         right = sum(_right(task, i, [next(found) for _ in item]) for i, item in enumerate(asked))
         accuracy = right / len(task.items)
         scores.append(Score(task.label, accuracy, centred(accuracy, task.baseline), len(task.items)))
@@ -146,15 +148,16 @@ def _answered(task: Task, item: dict) -> str:
     return f"{context}{task.delimiter}{item['continuation']}"
 
 
-def spans(task: Task, index: int, tokenizer) -> list[tuple[list[int], int]]:
+def spans(task: Task, index: int, form: TextFormat) -> list[tuple[list[int], int]]:
     """`(tokens, N)`, one a text: the last N are what is scored, where the texts differ (schema: where they agree).
 
     Raises:
         ValueError: a continuation without a token of its own.
     """
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    encoded = tokenizer(prompts(task, index), add_special_tokens=False, verbose=False)["input_ids"]
-    texts = [[first, *ids] for ids in encoded]
+    form = TextFormat.of(form, trained=True)
+    texts = [form.begun(ids) for ids in form.encode(prompts(task, index))]
+    if not form.before and task.kind != "schema" and not commonprefix(texts):
+        texts = [[form.tokenizer.eos_token_id, *ids] for ids in texts]
     if task.kind == "schema":
         shared = len(commonprefix([text[::-1] for text in texts]))
         sizes = [min(shared, len(text) - 1) for text in texts]

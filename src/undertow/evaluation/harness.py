@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from undertow.data.format import Memory, TextFormat
 from undertow.evaluation.tables import plain
 from undertow.recipe_base import choices, one_line
 from undertow.schedules import Schedule
@@ -43,9 +44,9 @@ def score(
     batch_size: int = 16,
     schedule: Schedule | None = None,
     precision: str = "float32",
-    memory: Literal["all", "response"] = "all",
+    memory: Memory | None = None,
     chat: bool | None = None,
-    bos: bool = True,
+    bos: bool | None = None,
     max_length: int | None = None,
     bootstrap: int = 1000,
     show: bool = False,
@@ -54,17 +55,17 @@ def score(
 
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
-        tokenizer: its tokenizer.
+        tokenizer: its `TextFormat`, or a tokenizer that carries it.
         tasks: of `load`.
         limit: only the first so many items of each task.
         shots: examples before each item; None: as the task says.
         batch_size: texts at a time.
         schedule: None takes the model's default in evaluation, true decoding.
         precision: `auto`, `float32` or `bfloat16`.
-        memory: `response` lets only what is scored or generated take in the memory, for models trained so.
+        memory: where it acts, see `TextFormat` (what is scored or generated is the response); None: as the format says.
         chat: lay questions out by the tokenizer's chat template; None: where it has one.
-        bos: put the bos token, if there is one, before every text, as in training. lm-eval's `HFLM` leaves this to the
-            tokenizer (most GPT-2 ones add none): False is what it does with those.
+        bos: put the bos token, if there is one, before every text; None: as in training. lm-eval's `HFLM` leaves this
+            to the tokenizer (most GPT-2 ones add none): False is what it does with those.
         max_length: most tokens read at once; None: the model's positions. Longer contexts lose their start.
         bootstrap: resamples for standard errors that have no formula; 0: no standard error at all.
         show: bars on stderr, if that is a terminal.
@@ -81,15 +82,17 @@ def score(
     from undertow.evaluation.harness_model import Recurrent
 
     _check(limit, shots)
+    form = TextFormat.of(tokenizer, trained=True)
+    chat = form.has_template if chat is None else chat
     results = simple_evaluate(
-        model=Recurrent(model, tokenizer, batch_size, schedule, precision, memory, bos, max_length, show),
+        model=Recurrent(model, form, batch_size, schedule, precision, memory, bos, max_length, show, chat),
         tasks=tasks.found,
         task_manager=tasks.manager,
         num_fewshot=shots,
         limit=limit,
         bootstrap_iters=bootstrap,
         log_samples=False,
-        apply_chat_template=tokenizer.chat_template is not None if chat is None else chat,
+        apply_chat_template=chat,
     )
     return {name: _flat(values) for name, values in results["results"].items()}
 

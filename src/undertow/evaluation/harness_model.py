@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -12,14 +13,16 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 from transformers import StoppingCriteria
 
-from undertow.data import check_tokenizer
+from undertow.data.format import Memory, TextFormat, checked, pad_id
 from undertow.evaluation import likelihood
 from undertow.schedules import Converge, Schedule, Sequential
 from undertow.training.precision import autocast
 
 
 class Recurrent(TemplateLM):
-    """An `UndertowForCausalLM` for `lm_eval.simple_evaluate`; arguments as those of `undertow.evaluation.harness.run`.
+    """An `UndertowForCausalLM` for `lm_eval.simple_evaluate`; arguments as those of `evaluation.harness.score`.
+
+    `chat`: the texts come from `apply_chat_template`.
 
     How a pair of context and continuation is cut into tokens, and a long text into windows, is lm-eval's own code.
     """
@@ -27,22 +30,22 @@ class Recurrent(TemplateLM):
     def __init__(
         self,
         model,
-        tokenizer,
+        form,
         batch_size: int = 16,
         schedule: Schedule | None = None,
         precision: str = "float32",
-        memory: Literal["all", "response"] = "all",
-        bos: bool = True,
+        memory: Memory | None = None,
+        bos: bool | None = None,
         max_length: int | None = None,
         show: bool = False,
+        chat: bool = False,
     ):
         super().__init__()
-        check_tokenizer(tokenizer)
-        if memory not in ("all", "response"):
-            raise ValueError(f"memory={memory!r}: allowed: all, response")
-        self.model, self.tokenizer, self.batch_size, self.show = model, tokenizer, batch_size, show
-        self.schedule, self.precision, self.memory = schedule or Converge(), precision, memory
-        self.bos = tokenizer.bos_token_id if bos else None
+        read = checked(TextFormat.of(form, trained=True))
+        self.form = replace(read, memory=memory or read.memory, bos=read.bos if bos is None else bos)
+        self.model, self.batch_size, self.show = model, batch_size, show
+        self.tokenizer: Any = self.form.tokenizer
+        self.schedule, self.precision, self.chat = schedule or Converge(), precision, chat
         self.max_length = max_length or likelihood.positions(model)
         self.max_gen_toks = min(256, self.max_length // 2)  # where a task does not say
 
@@ -73,11 +76,15 @@ class Recurrent(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The tokens, after one bos (unless `add_special_tokens` is False, or the text spells it out itself)."""
-        ids = self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
-        if add_special_tokens is False or self.bos is None or ids[:1] == [self.bos]:
-            return ids
-        return [self.bos, *ids]
+        """The tokens, begun as in training (unless `add_special_tokens` is False).
+
+        A chat is begun as its template says, and its markers are tokens, whoever wrote them.
+        """
+        if self.chat:
+            options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
+            return self.tokenizer(string, **options)["input_ids"]
+        ids = self.form.encode([string])[0]
+        return ids if add_special_tokens is False else self.form.begun(ids)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """lm-eval's own cut; where it leaves one side without a token, that side is given its own."""
@@ -111,7 +118,7 @@ class Recurrent(TemplateLM):
     def _ends(self, texts: Sequence, title: str):
         show = title if self.show else None
         return likelihood.ends(
-            self.model, texts, self.schedule, self.batch_size, self.precision, self.memory, show=show
+            self.model, texts, self.schedule, self.batch_size, self.precision, self.form.memory, show=show
         )
 
     # ------------------------------------------------------------------ generation
@@ -158,19 +165,15 @@ class Recurrent(TemplateLM):
         last = sorted({end, *(added[string] for string in until if string in added)})
         if not options["do_sample"]:
             options.pop("temperature", None)  # lm-eval says 0, Hugging Face `do_sample=False`
-        T, pad = max(map(len, prompts)), end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        ids_BT = torch.tensor([[pad] * (T - len(ids)) + ids for ids in prompts], device=self.model.device)
-        mask_BT = torch.tensor([[0] * (T - len(ids)) + [1] * len(ids) for ids in prompts], device=self.model.device)
-        if self.memory == "response":
-            options["memory_mask"] = torch.zeros_like(mask_BT)
+        given = self.form.batch([self.form.given(ids) for ids in prompts], new_tokens)
+        T = given["input_ids"].shape[1]
         with autocast(self.precision, self.model.device):
             out_BT = self.model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
+                **{name: x.to(self.model.device) for name, x in given.items()},
                 max_new_tokens=new_tokens,
                 stopping_criteria=[Stop(self.tokenizer, until, T)],
                 eos_token_id=last,
-                pad_token_id=pad,
+                pad_token_id=pad_id(self.tokenizer),
                 schedule=self.schedule,
                 use_cache=self._cached,
                 **options,

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from undertow.data import Document
-from undertow.data.examples import Encoder
+from undertow.data.format import TextFormat
 from undertow.data.packing import tokenise
 from undertow.evaluation import tables
 from undertow.evaluation.accuracy import Accuracy, generated
@@ -54,7 +54,7 @@ class InContext:
 def in_context(
     model,
     documents: Sequence[Document],
-    tokenizer,
+    form: TextFormat,
     length: int,
     schedule: Schedule | None = None,
     batch_size: int = 16,
@@ -68,6 +68,7 @@ def in_context(
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
         documents: those that are shorter are left out.
+        form: how they become tokens (of a tokenizer: see `packing.tokenise`).
         schedule: None takes true decoding.
         precision: `auto`, `float32` or `bfloat16`.
 
@@ -76,7 +77,8 @@ def in_context(
     """
     if length < 16:
         raise ValueError(f"in-context learning: length={length}: must be at least 16")
-    ids_L, counts = tokenise(documents, tokenizer)
+    form = TextFormat.of(form, trained=True)
+    ids_L, counts = tokenise(documents, form)
     starts = counts.cumsum() - counts
     chosen = [ids_L[start : start + length] for start, n in zip(starts, counts, strict=True) if n >= length]
     if not chosen:
@@ -88,8 +90,9 @@ def in_context(
     for begin in range(0, len(chosen), batch_size):
         ids_BT = torch.stack([torch.from_numpy(ids).long() for ids in chosen[begin : begin + batch_size]])
         ids_BT = ids_BT.to(model.device)
+        off = {"memory_mask": torch.zeros_like(ids_BT)} if form.memory == "none" else {}
         with autocast(precision, model.device):
-            out = model(input_ids=ids_BT, schedule=schedule or Converge(), use_cache=False)
+            out = model(input_ids=ids_BT, **off, schedule=schedule or Converge(), use_cache=False)
         for logits_TV, ids_T in zip(out.logits, ids_BT, strict=True):  # float32 logits are the largest tensor here
             nats_T = functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="none")
             parts.append(nats_T.double().cpu())
@@ -130,7 +133,7 @@ class Shots:
 def few_shot(
     model,
     task: Task,
-    encoder: Encoder,
+    form: TextFormat,
     records: Iterable[Record],
     shots: Sequence[int] = (0, 1, 4),
     between: str = "\n\n",
@@ -170,7 +173,7 @@ def few_shot(
     found = []
     for k in shots:
         shown = _WithShots(task, {own: "".join(texts[:k]) for own, texts in before.items()})
-        found.append(Shots(k, generated(model, shown, encoder, records, **keywords)))
+        found.append(Shots(k, generated(model, shown, form, records, **keywords)))
     return tuple(found)
 
 

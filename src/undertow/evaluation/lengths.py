@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from undertow.data import Document, Rows
-from undertow.data.packing import pack, tokenise
+from undertow.data.format import TextFormat
+from undertow.data.packing import pack, rows_of, tokenise
 from undertow.evaluation import tables
 from undertow.evaluation.batches import most_positions
 from undertow.evaluation.bits import Bits, bits_per_byte
@@ -40,7 +41,7 @@ class Length:
 def lengths(
     model,
     documents: Sequence[Document],
-    tokenizer,
+    form: TextFormat,
     token_bytes,
     lengths: Sequence[int],
     schedule: Schedule | None = None,
@@ -57,6 +58,7 @@ def lengths(
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
         documents: of the validation split.
+        form: how they become tokens (of a tokenizer: see `packing.tokenise`).
         token_bytes: bytes of every token of the vocabulary.
         lengths: one result each, in this order.
         schedule: None takes true decoding.
@@ -77,12 +79,13 @@ def lengths(
         warnings.warn(
             f"lengths: {', '.join(beyond)}: not possible, the model has {limit} learned positions", stacklevel=2
         )
-    ids_L, counts = tokenise(documents, tokenizer)
+    form = TextFormat.of(form, trained=True)
+    ids_L, counts = tokenise(documents, form)
     found = []
     for n in lengths:
         bits = None
         if limit is None or n <= limit:
-            rows: Any = _rows(ids_L, counts, n, first, tokenizer.eos_token_id)
+            rows: Any = _rows(ids_L, counts, n, first, form)
             size = max(1, batch_size * min(lengths) // n)
             bits = bits_per_byte(model, rows, token_bytes, schedule, size, precision)
         found.append(Length(n, bits))
@@ -101,9 +104,9 @@ def table(found: Sequence[Length]):
     return made
 
 
-def _rows(ids_L: np.ndarray, counts: np.ndarray, n: int, first: bool, pad: int) -> Rows:
+def _rows(ids_L: np.ndarray, counts: np.ndarray, n: int, first: bool, form: TextFormat) -> Rows:
     if first:
         starts = np.cumsum(counts) - counts
         place_L = np.arange(len(ids_L)) - np.repeat(starts, counts)
         ids_L, counts = ids_L[place_L < n], np.minimum(counts, n)
-    return Rows(pack(ids_L, counts, n, pad))
+    return rows_of(pack(ids_L, counts, n, form.tokenizer.eos_token_id, form.memory != "none"))

@@ -36,7 +36,7 @@ def ends(
         batch_size: texts at a time.
         precision: `auto`, `float32` or `bfloat16`.
         memory: `all`, or `response`: only the last N tokens take in the memory of the token before them (T2MLR's
-            second control flow, arXiv 2607.15178), as models of tasks are trained by default.
+            second control flow, arXiv 2607.15178), as models of tasks are trained by default; or `none`.
         show: what to write beside a progress bar on stderr, if that is a terminal; None: no bar.
 
     Raises:
@@ -46,7 +46,7 @@ def ends(
     for i, (tokens, N) in enumerate(texts):
         if not 0 <= N < len(tokens):
             raise ValueError(f"text {i}: the last {N} of {len(tokens)} tokens: at least one must stand before them")
-        same[tuple(tokens[:-1]), len(tokens) - N if memory == "response" else 0].append(i)
+        same[tuple(tokens[:-1]), {"all": 0, "response": len(tokens) - N, "none": len(tokens)}[memory]].append(i)
     runs = sorted(same, key=lambda run: len(run[0]), reverse=True)  # the longest first: if memory is short, at once
     found: list = [None] * len(texts)
     for start in steps(range(0, len(runs), batch_size), show):

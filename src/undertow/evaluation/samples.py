@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from transformers import TextStreamer
 
+from undertow.data.format import TextFormat, pad_id
 from undertow.decode import COLDEST, lean
 
 
@@ -37,6 +38,8 @@ def sample(
     """Go on from `prompt`; returns the new text alone.
 
     Args:
+        tokenizer: the model's `TextFormat`, or a tokenizer that carries one (else: see `TextFormat.of`): the prompt
+            begins as texts did in training, and the memory acts where it did.
         new_tokens: at most this many.
         temperature: 0 takes the likeliest token each time.
         top_k: sample among this many likeliest tokens; 0: all.
@@ -47,24 +50,25 @@ def sample(
     Raises:
         ValueError: the prompt has no token, or `new_tokens` is below 1.
     """
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    if ids.numel() == 0:
+    form = TextFormat.of(tokenizer)
+    tokenizer, given = form.tokenizer, form.begin(prompt)
+    if not given.ids:
         raise ValueError("prompt: must hold at least one token")
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: must be at least 1")
     warm = temperature >= COLDEST
     choice = {"do_sample": True, "temperature": temperature, "top_k": top_k} if warm else {"do_sample": False}
-    ids, streamer = ids.long().to(model.device), None if write is None else _Pieces(tokenizer, write)
+    streamer = None if write is None else _Pieces(tokenizer, write)
+    inputs = {name: x.to(model.device) for name, x in form.batch([given], new_tokens).items()}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            **inputs,
             max_new_tokens=new_tokens,
             streamer=streamer,
             custom_generate=partial(lean, streamer=streamer, compiled=True) if compiled else None,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            pad_token_id=pad_id(tokenizer),
             **choice,
         )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from undertow.data.examples import Encoder
-from undertow.evaluation.batches import batches, most_positions, padded
+from undertow.data.format import TextFormat, Tokens
+from undertow.evaluation.batches import batches, most_positions
 from undertow.training.precision import autocast
 
 
 @torch.no_grad()
 def write(
     model,
-    encoder: Encoder,
-    prompts: Sequence[list[int]],
+    form: TextFormat,
+    prompts: Sequence[Tokens],
     max_new_tokens: int,
     batch_size: int = 16,
     precision: str = "float32",
@@ -31,8 +31,8 @@ def write(
 
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
-        encoder: gives the end token and the memory mask of prompts.
-        prompts: as `Encoder.prompt` makes them, each of at least one token.
+        form: gives the end token.
+        prompts: as `TextFormat.begin` makes them, each of at least one token.
         max_new_tokens: at most this many, the end token included.
         batch_size: rows at a time; the samples of one prompt are written together.
         precision: `auto`, `float32` or `bfloat16`.
@@ -47,9 +47,9 @@ def write(
             raise ValueError(f"{name}={value}: must be at least 1")
     if samples > 1 and temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be above 0 where samples={samples} are drawn")
-    if not all(prompts):
-        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)}: must hold at least one token")
-    tokenizer, limit = encoder.tokenizer, most_positions(model)
+    if not all(map(len, prompts)):
+        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))}: must hold at least one token")
+    tokenizer, limit = form.tokenizer, most_positions(model)
     end = tokenizer.eos_token_id
     # Left at their defaults these would be what a pretrained model's own generation settings say.
     choice = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "do_sample": samples > 1}
@@ -66,14 +66,8 @@ def write(
             new = max_new_tokens if limit is None else min(max_new_tokens, limit - longest)
             if new < 1:
                 continue
-            inputs = {
-                "input_ids": padded(given, end, left=True),
-                "attention_mask": padded([[1] * len(prompt) for prompt in given], 0, left=True),
-            }
-            if encoder.memory == "response":  # `generate` extends the mask with ones; without one all tokens take it in
-                inputs["memory_mask"] = padded([encoder.given_memory(prompt) for prompt in given], 0, left=True)
             out = model.generate(
-                **{name: x.to(model.device) for name, x in inputs.items()},
+                **{name: x.to(model.device) for name, x in form.batch(given, new).items()},
                 max_new_tokens=new,
                 eos_token_id=end,
                 pad_token_id=end,  # what follows a row's own end is cut off below

@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
+from undertow.data.format import TextFormat, Tokens
 from undertow.serve import protocol as p
 from undertow.serve.decode import Sampling
 from undertow.serve.engine import Engine, Full, Limits, Piece, Row
@@ -49,6 +50,8 @@ def build(
 
     Args:
         model: an `UndertowForCausalLM` in `eval()`.
+        tokenizer: a `TextFormat`, or a tokenizer that carries one (else: see `TextFormat.of`): how prompts are read,
+            and where the memory acts.
         name: what the model is called in `/v1/models`.
         key: what clients must send (None: nothing).
         hosts: names that requests may be sent to (None: any).
@@ -173,7 +176,8 @@ class Server:
     """What each endpoint does. `tokenizer` is for the event loop's thread alone."""
 
     def __init__(self, engine: Engine, tokenizer, name: str):
-        self.engine, self.tokenizer, self.name, self.began = engine, tokenizer, name, int(time.time())
+        self.engine, self.name, self.began = engine, name, int(time.time())
+        self.form = TextFormat.of(tokenizer)
 
     async def page(self) -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
@@ -244,7 +248,7 @@ class Server:
             raise Refused(400, f"prompt: {len(prompt)} tokens; at most {most} can be watched", "prompt_too_long")
         how = Sampling(body.temperature, body.top_p, body.top_k, body.seed)
         length = self._length(len(prompt), body.max_tokens, False)
-        row = {"prompt": prompt, "most": length, "how": how, "continues": not body.chat, "watched": True}
+        row = {**self._given(prompt), "most": length, "how": how, "continues": not body.chat, "watched": True}
         writing = Writing(self.engine, [row])
 
         async def events() -> AsyncIterator[dict]:
@@ -256,23 +260,27 @@ class Server:
 
     # ------------------------------------------------------------------ what the endpoints share
 
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
+    def _given(self, prompt: Tokens) -> dict[str, Any]:
+        """A row's prompt, and where the memory acts in it."""
+        return {"prompt": prompt.ids, "memory": None if self.form.memory == "all" else prompt.memory}
+
+    def _tokens(self, prompt: str | list[int]) -> Tokens:
         if isinstance(prompt, list):
             most = self.engine.model.config.get_text_config().vocab_size
             if max(prompt) >= most:
                 raise Refused(400, f"prompt: token {max(prompt)}: ids are 0..{most - 1}", param="prompt")
-            return prompt
-        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        if not ids:
+            return self.form.given(prompt)
+        tokens = self.form.begin(prompt)
+        if not tokens.ids:
             raise Refused(400, "prompt: must hold at least one token", param="prompt")
-        return ids
+        return tokens
 
-    def _conversation(self, messages: list[dict[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
+    def _conversation(self, messages: list[dict[str, str]]) -> Tokens:
+        if not self.form.has_template:
             say = f"{self.name} has no chat template: use /v1/completions"
             raise Refused(400, say, "no_chat_template")
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            return self.form.conversation(messages)
         except TemplateError as error:
             raise Refused(400, f"messages: the chat template says: {error}", param="messages") from None
 
@@ -291,7 +299,7 @@ class Server:
             raise Refused(400, say, "context_length_exceeded", "max_tokens")
         return most
 
-    def _write(self, body: p.Sampled, prompts: list[list[int]], most: int, default: bool, continues: bool) -> Writing:
+    def _write(self, body: p.Sampled, prompts: list[Tokens], most: int, default: bool, continues: bool) -> Writing:
         if body.model not in (None, self.name):
             raise Refused(404, f"model: this server has {self.name!r} only", "model_not_found", "model")
         if body.stream_options is not None and not body.stream:
@@ -303,7 +311,7 @@ class Server:
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         rows = [
             {
-                "prompt": prompt,
+                **self._given(prompt),
                 "most": self._length(len(prompt), most, default),
                 "how": how,
                 "stop": stop,

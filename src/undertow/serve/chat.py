@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from undertow.data.format import TextFormat
 from undertow.serve.decode import Sampling, ends_of, longest, write
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it"
 
 
-def answer(model, tokenizer, messages: list[dict[str, str]], how: Sampling, most: int) -> Iterator[str]:
+def answer(model, form: TextFormat, messages: list[dict[str, str]], how: Sampling, most: int) -> Iterator[str]:
     """The assistant's next message, piece by piece.
 
     The oldest exchanges are dropped from `messages`, in place, while the conversation has no room for `most` tokens.
@@ -19,12 +20,12 @@ def answer(model, tokenizer, messages: list[dict[str, str]], how: Sampling, most
     """
     most = min(most, longest(model) - 1)
     while True:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        room = longest(model) - len(ids)
+        prompt = form.conversation(messages)
+        room = longest(model) - len(prompt)
         if room >= most:
-            return write(model, tokenizer, ids, how, most, ends_of(model, tokenizer))
+            return write(model, form, prompt, how, most, ends_of(model, form.tokenizer))
         if len(messages) == 1:
-            raise ValueError(f"a message of {len(ids)} tokens leaves no room for {most} more: /reset or shorten it")
+            raise ValueError(f"a message of {len(prompt)} tokens leaves no room for {most} more: /reset or shorten it")
         del messages[:2]
 
 
@@ -34,6 +35,7 @@ def chat(
     """Talk until `/quit` or the end of the input.
 
     Args:
+        tokenizer: a `TextFormat`, or a tokenizer that carries one (else: see `TextFormat.of`).
         most: new tokens of an answer at most.
         read: returns the next line of the user; raises EOFError at the end.
         say: takes each piece of an answer, and a line break after the last.
@@ -41,6 +43,7 @@ def chat(
     """
     note = note or (lambda line: None)
     messages: list[dict[str, str]] = []
+    form = TextFormat.of(tokenizer)
     note(HELP)
     while True:
         try:
@@ -58,14 +61,14 @@ def chat(
             note("that is not UTF-8")
         elif line:
             messages.append({"role": "user", "content": line})
-            _exchange(model, tokenizer, messages, how, most, say, note)
+            _exchange(model, form, messages, how, most, say, note)
 
 
-def _exchange(model, tokenizer, messages: list, how: Sampling, most: int, say, note) -> None:
+def _exchange(model, form: TextFormat, messages: list, how: Sampling, most: int, say, note) -> None:
     """One answer, kept in the history. Ctrl-C ends it early, and what was said stays."""
     before, pieces = len(messages), list[str]()
     try:
-        stream = answer(model, tokenizer, messages, how, most)
+        stream = answer(model, form, messages, how, most)
     except ValueError as error:
         messages.pop()
         note(str(error))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from undertow.cache import UndertowCache
+from undertow.data.format import TextFormat, Tokens, pad_left
 from undertow.decode import COLDEST
 from undertow.serve.text import Text
 from undertow.stepper import Stepper
@@ -62,20 +63,24 @@ def choose(logits_V: Tensor, how: Sampling, generator: torch.Generator) -> int:
 
 
 @torch.no_grad()
-def prefill(model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, UndertowCache]:
-    """Logits `_BV` of the next token of every prompt (none empty), and the cache of all of them, padded on the left."""
-    T = max(map(len, prompts))
-    ids_BT = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    out = model(ids_BT, attention_mask=mask_BT, use_cache=True, logits_to_keep=1)
+def prefill(
+    model, prompts: Sequence[Sequence[int]], memory: Sequence[Sequence[int]] | None = None
+) -> tuple[Tensor, UndertowCache]:
+    """Logits `_BV` of the next token of every prompt (none empty), and the cache of all of them, padded on the left.
+
+    memory: for every token of each prompt 1 where it takes in the memory of the one before it (None: all do).
+    """
+    batch = {name: x.to(model.device) for name, x in pad_left(prompts, 0, memory).items()}
+    out = model(**batch, use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
 
 
 @torch.no_grad()
-def step(model, tokens: Sequence[int], cache: UndertowCache) -> Tensor:
-    """Logits `_BV` after one more token a row; the cache takes the tokens in."""
+def step(model, tokens: Sequence[int], cache: UndertowCache, memory: bool = True) -> Tensor:
+    """Logits `_BV` after one more token a row; the cache takes the tokens in. memory: whether they take in theirs."""
     ids_B1 = torch.tensor(tokens, device=model.device)[:, None]
-    return model(ids_B1, attention_mask=mask_with(cache, 1), past_key_values=cache).logits[:, -1]
+    off = {} if memory else {"memory_mask": torch.zeros_like(ids_B1)}
+    return model(ids_B1, attention_mask=mask_with(cache, 1), past_key_values=cache, **off).logits[:, -1]
 
 
 def mask_with(cache: UndertowCache, new: int) -> Tensor | None:
@@ -108,18 +113,20 @@ def keep(cache: UndertowCache, rows: Sequence[int]) -> UndertowCache:
     return _made(cache.slots, kv, memory, documents[:, pads:])
 
 
-def write(model, tokenizer, prompt: Sequence[int], how: Sampling, most: int, ends: Collection[int]) -> Iterator[str]:
+def write(model, form: TextFormat, prompt: Tokens, how: Sampling, most: int, ends: Collection[int]) -> Iterator[str]:
     """The text after one prompt, piece by piece: at most `most` tokens, or up to one of the tokens `ends`."""
-    text, generator = Text(tokenizer), how.generator()
-    logits, cache = prefill(model, [prompt])
-    stepper = Stepper(model, cache, torch.tensor([[len(prompt)]], device=model.device), most)
+    text, generator, mixed = Text(form.tokenizer), how.generator(), form.memory != "none"
+    logits, cache = prefill(model, [prompt.ids], None if form.memory == "all" else [prompt.memory])
+    stepper = Stepper(model, cache, torch.tensor([[len(prompt)]], device=model.device), most) if mixed else None
     for n in range(1, most + 1):
         token = choose(logits[0], how, generator)
         if token in ends:
             break
         if piece := text.add(token):
             yield piece
-        if n < most:
+        if n < most and stepper is None:  # the stepper always mixes
+            logits = step(model, [token], cache, memory=False)
+        elif n < most and stepper is not None:
             with torch.inference_mode():
                 logits = stepper(torch.tensor([[token]], device=model.device))
     if piece := text.end():

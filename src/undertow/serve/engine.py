@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from undertow.cache import UndertowCache
+from undertow.data.format import TextFormat
 from undertow.serve.decode import Sampling, choose, ends_of, join, keep, longest, prefill, step
 from undertow.serve.look import Look, legend, look, predicted, state
 from undertow.serve.text import Text
@@ -70,6 +71,7 @@ class Row:
     most: int
     how: Sampling
     deliver: Callable[[Piece], None]
+    memory: Sequence[int] | None = None  # of every token of the prompt: whether it takes in its memory (None: all do)
     stop: Sequence[str] = ()
     index: int = 0  # among the rows of one request: row i draws from seed + i
     continues: bool = True  # whether the text goes on from the prompt (a chat's answer does not)
@@ -133,10 +135,12 @@ class Engine:
 
     Args:
         model: an `UndertowForCausalLM` in `eval()`; from now on it belongs to the engine's thread.
-        tokenizer: to decode with; no other thread may use it.
+        tokenizer: to decode with, or a `TextFormat`; no other thread may use it.
     """
 
     def __init__(self, model, tokenizer, limits: Limits):
+        form = TextFormat.of(tokenizer)
+        tokenizer, self.memory = form.tokenizer, form.memory
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.ends, self.longest, self.legend = ends_of(model, tokenizer), longest(model), legend(model)
         self.steps = 0  # steps of the batch so far
@@ -215,7 +219,11 @@ class Engine:
         if self._new:
             for row in self._new:
                 row.start(self.tokenizer)
-            running = running.joined(self._new, *prefill(self.model, [row.prompt for row in self._new]))
+            prompts = [row.prompt for row in self._new]
+            memory = None
+            if any(row.memory is not None for row in self._new):
+                memory = [[1] * len(row.prompt) if row.memory is None else row.memory for row in self._new]
+            running = running.joined(self._new, *prefill(self.model, prompts, memory))
             self._new = []
         self._running = running
         if running.rows:
@@ -236,15 +244,17 @@ class Engine:
         if running.cache is None:
             return running
         self.steps += 1
-        return Running(running.rows, step(self.model, tokens, running.cache), running.cache)
+        logits_BV = step(self.model, tokens, running.cache, self.memory != "none")
+        return Running(running.rows, logits_BV, running.cache)
 
     def _watch(self, watched: Watched) -> Watched | None:
         """One token of a watched row: of its prompt first, then new ones. None when it is done."""
-        row, piece = watched.row, Piece()
+        row, piece, mixed = watched.row, Piece(), None if self.memory != "none" else False
         if row.cancelled:
             return None
         if watched.fed < len(row.prompt):
             token = row.prompt[watched.fed]
+            mixed = None if row.memory is None else bool(row.memory[watched.fed])
         else:
             assert watched.seen is not None
             token, piece = row.take(watched.seen.logits_V, self.ends)
@@ -252,7 +262,7 @@ class Engine:
         told["predicted"] = None if watched.seen is None else predicted(watched.seen, self.tokenizer, token)
         going, told["state"] = None, None
         if piece.finish is None:
-            new, cache = look(self.model, token, watched.cache)
+            new, cache = look(self.model, token, watched.cache, mixed)
             going, told["state"] = Watched(row, watched.fed + 1, new, cache), state(new, self.model)
         row.deliver(Piece(piece.text, piece.tokens, piece.finish, told))
         return going

@@ -75,15 +75,17 @@ class _Watching(Executor):
 
 
 @torch.no_grad()
-def look(model, token: int, cache: UndertowCache | None) -> tuple[Look, UndertowCache]:
+def look(model, token: int, cache: UndertowCache | None, mixed: bool | None = None) -> tuple[Look, UndertowCache]:
     """One more token, on a cache of one row (None: the first token). The cache takes the token in.
 
-    The logits are those of `model(token, past_key_values=cache)`.
+    The logits are those of `model(token, past_key_values=cache)`. mixed: whether the token takes in the memory of the
+    one before it (None: as the model does without a `memory_mask`).
     """
     program: Program = model.program
     cache = UndertowCache(program.slots) if cache is None else cache
     ids_11 = torch.tensor([[token]], device=model.device)
     mark = None if model.view.blank is None else ids_11 == model.view.blank
+    mark = mark if mixed is None else torch.full_like(ids_11, mixed, dtype=torch.bool)
     seq, documents = sequence(
         model.view, program, ids_11, attention_mask=mask_with(cache, 1), memory_mask=mark, cache=cache
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,9 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 
 NAME = re.compile(r"checkpoint-(\d+)")
 PART, CHECKSUMS, STEP = "part", "checksums.json", "step.json"
@@ -151,3 +154,15 @@ def full_disk_said(root: Path) -> Iterator[None]:
         last = newest_complete(root)
         said = f"disk full; the last whole checkpoint is {last or 'none'}; make room, then --resume"
         raise OSError(errno.ENOSPC, said) from error
+
+
+def check_size(place: Path) -> None:
+    """Raise ValueError where config.json is of a far larger model than the weights, which would be built first."""
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place)).num_parameters()
+    held = 0
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    if described > 2 * held + 1_000_000:
+        raise ValueError(f"config.json is of a model of {described:,} parameters, the weights hold {held:,}")

@@ -1,4 +1,4 @@
-"""Which device, and whether bfloat16 is fast on it."""
+"""Which device, how many processes, and whether bfloat16 is fast."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 
 def device_of(name: str) -> torch.device:
@@ -18,6 +19,11 @@ def device_of(name: str) -> torch.device:
     if not there[name]:
         raise ValueError(f"--device {name}: this machine has none")
     return torch.device(name)
+
+
+def parallel() -> PartialState:
+    """Who trains in parallel (`torchrun`); on its own, one process."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

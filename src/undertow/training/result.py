@@ -16,6 +16,7 @@ import torch
 from undertow.analysis import label
 from undertow.data import pack_documents, token_bytes
 from undertow.data.corpus import load_documents
+from undertow.data.format import TextFormat
 from undertow.evaluation import accuracy, bits, future, samples, speed
 from undertow.recipe import Recipe, component
 from undertow.schedules import Converge, Sequential
@@ -25,11 +26,16 @@ from undertow.training.callbacks import read_metrics
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, ready to use."""
+    """A trained model, how texts are read for it, and the recipe of its run."""
 
     model: Any
-    tokenizer: Any
+    format: TextFormat
     recipe: Recipe | None
+
+    @property
+    def tokenizer(self):
+        """The format's."""
+        return self.format.tokenizer
 
 
 def describe(model, recipe: Recipe, steps: int, rows: int, row_flops: float) -> dict:
@@ -102,28 +108,37 @@ def measure(loaded: Loaded, data, schedules: Sequence[str] = ()) -> dict:
     if model.config.future is not None:
         result["future"] = future.future_losses(model, rows, model.schedule, settings.batch_size)
     ids = torch.as_tensor(rows[0]["input_ids"])
-    prompts = settings.prompts or (loaded.tokenizer.decode(ids[: min(16, len(ids))], skip_special_tokens=True),)
+    prompts = settings.prompts or (_first_prompt(data, ids[:16]),)
     result["generation_tokens_per_second"] = speed.generation_speed(model, ids[:32], settings.new_tokens)
     result["samples"] = [
-        {"prompt": prompt, "text": samples.sample(model, loaded.tokenizer, prompt, settings.new_tokens)}
+        {"prompt": prompt, "text": samples.sample(model, loaded.format, prompt, settings.new_tokens)}
         for prompt in prompts
     ]
     if settings.text is not None:
-        result["bits_text"] = _bits_of_text(loaded.recipe, model, loaded.tokenizer)
+        result["bits_text"] = _bits_of_text(loaded.recipe, model, loaded.format)
     if on_task:
         found = result["accuracy"] = accuracy.measure(model, data, settings)
         result["solved"] = found.get("generated", found["exact"])["accuracy"]
     return result
 
 
-def _bits_of_text(recipe: Recipe, model, tokenizer) -> float:
+def _first_prompt(data, ids) -> str:
+    """What to go on from where the recipe does not say: a prompt of the task, else the beginning of a text."""
+    if data.task is not None and data.task.kind == "answers":
+        return data.task.example(next(iter(data.task.records("validation")))).prompt
+    return data.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _bits_of_text(recipe: Recipe, model, form: TextFormat) -> float:
     """Bits per byte of the recipe's `evaluation.text` under true decoding, in rows as long as those of training."""
     settings = recipe.evaluation
     documents = load_documents(settings.text or ())
-    rows: Any = pack_documents(documents, tokenizer, recipe.data.seq_len, recipe.data.cache_dir).head(
+    rows: Any = pack_documents(documents, form, recipe.data.seq_len, recipe.data.cache_dir).head(
         settings.value("text_rows")
     )
-    found = bits.bits_per_byte(model, rows, token_bytes(tokenizer), Converge(), settings.batch_size, settings.precision)
+    found = bits.bits_per_byte(
+        model, rows, token_bytes(form.tokenizer), Converge(), settings.batch_size, settings.precision
+    )
     return found.bits_per_byte
 
 

@@ -4,6 +4,7 @@ runs/NAME-N/recipe.yaml          every value, defaults written out
             metrics.jsonl        one line a log: step, tokens, flops, loss, ...
             tensorboard/         the same, as events
             checkpoints/         Hugging Face Trainer's, safetensors, the newest few
+            data.json            which texts it is trained and validated on (`training.kept`)
             model/               the trained model, its tokenizer and a model card; loads with `from_pretrained`
             result.json          what was measured at the end; its presence says that the run is finished
 """
@@ -11,7 +12,6 @@ runs/NAME-N/recipe.yaml          every value, defaults written out
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -23,16 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from undertow import card
 from undertow import recipe as recipes
 from undertow.backbone.attention import attend
 from undertow.backbone.pretrained import load_backbone
-from undertow.data import build, cache, check_vocabulary, collate
+from undertow.data import cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.evaluation import bits
@@ -40,13 +39,17 @@ from undertow.model import UndertowForCausalLM, from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
 from undertow.recipe_base import one_line
 from undertow.tasks import Task
-from undertow.training import adapters, budget, checkpoints, optimisers, signals, trackers, trainer, visits
+from undertow.training import adapters, budget, checkpoints, kept, optimisers, signals, trackers, trainer, visits
 from undertow.training.callbacks import Clock, Curriculum, Curve, Leave, Metrics, read_metrics
 from undertow.training.compiling import compiled
-from undertow.training.precision import device_of
+from undertow.training.kept import absolute, reopen
+from undertow.training.kept import open_data as open_data
+from undertow.training.precision import device_of, parallel
 from undertow.training.result import Loaded, describe, environment, measure, training_speed
 from undertow.training.resuming import same_rows, same_run
 from undertow.training.statistics import Statistics
+
+BEGUN = {"recipe.yaml", kept.DATA}  # what a run writes before it trains
 
 
 def pick_folder(name: str, folder: Path | None = None, resume: bool = False, root: Path = Path("runs")) -> Path:
@@ -64,11 +67,6 @@ def pick_folder(name: str, folder: Path | None = None, resume: bool = False, roo
         chosen = [_pick(name, folder, resume, root) if parallel().is_main_process else None]
         return broadcast_object_list(chosen)[0]
     return _pick(name, folder, resume, root)
-
-
-def parallel() -> PartialState:
-    """Who trains in parallel (`torchrun`); on its own, one process."""
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _pick(name: str, folder: Path | None, resume: bool, root: Path) -> Path:
@@ -97,10 +95,11 @@ def folder_for(
     """
     if isinstance(recipe, Recipe):
         trackers.check(recipe.training.report_to)
+    recipe = absolute(recipe)
     folder = pick_folder(recipe.name, folder, resume, root)
     with parallel().main_process_first():
         if (folder / "recipe.yaml").exists():
-            same_run(recipes.load_any(folder), recipe, folder, same_rows(recipe, folder))
+            same_run(absolute(recipes.load_any(folder)), recipe, folder, same_rows(recipe, folder))
         if parallel().is_main_process:
             cache.write(folder / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
     return folder
@@ -108,25 +107,13 @@ def folder_for(
 
 @contextmanager
 def nothing_left(folder: Path, resume: bool) -> Iterator[None]:
-    """What cannot begin leaves no folder: an error takes one away that was just made and holds but the recipe."""
+    """What cannot begin leaves no folder: an error takes one away that was just made and holds nothing trained."""
     try:
         yield
     except (ValueError, OSError):
-        if not resume and parallel().is_main_process and [path.name for path in folder.iterdir()] == ["recipe.yaml"]:
+        if not resume and parallel().is_main_process and {path.name for path in folder.iterdir()} <= BEGUN:
             shutil.rmtree(folder)
         raise
-
-
-def open_data(recipe: Recipe):
-    """The data of a recipe: `.train`, `.validation`, `.tokenizer`, `.token_bytes`, `.task`, `.encoder`."""
-    chosen = recipe.data
-    given = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "pause"}
-    given |= {name: chosen.value(name) for name in ("vocab_size", "documents")}
-    task = chosen.source if isinstance(chosen.source, Task) else None
-    if chosen.tokenizer is None and (task is None or task.tokenizer() is None):
-        given["tokenizer"] = recipe.backbone.pretrained  # what the weights were trained with
-    with parallel().main_process_first():
-        return build(**given)
 
 
 def training_rows(recipe: Recipe, rows, tokenizer):
@@ -199,6 +186,7 @@ def train(
     device: str = "auto",
     callbacks: Sequence[TrainerCallback] = (),
     data=None,
+    accept: bool = False,
 ) -> dict:
     """Train the model of a recipe in `folder` and measure it.
 
@@ -208,6 +196,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `mps`.
         callbacks: more callbacks of Hugging Face's Trainer.
         data: the recipe's data where it is open already.
+        accept: with `resume`, go on with texts that are not those the run began with.
 
     Returns:
         What `result.json` holds (`describe` and `measure` say what; `waste` is the fraction of padding in each split).
@@ -222,14 +211,16 @@ def train(
     if resume and finished.exists():
         return json.loads(finished.read_text())
     with checkpoints.full_disk_said(folder / "checkpoints"):
-        return _train(recipe, folder, resume, device, callbacks, data)
+        return _train(recipe, folder, resume, device, callbacks, data, accept)
 
 
-def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: Sequence[TrainerCallback], data) -> dict:
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: Sequence[TrainerCallback], data, accept: bool
+) -> dict:
     where = device_of(device)
     if where.type == "cpu":
         torch.set_flush_denormal(True)  # gradients leave numbers near zero behind, which a CPU computes with slowly
-    data = open_data(recipe) if data is None else data
+    data = kept.opened(folder, recipe, resume, data, accept)
     model = build_model(recipe, data.tokenizer)
     attend(model, recipe.backbone.attn_implementation)
     settings, seq_len = recipe.training, recipe.data.seq_len
@@ -318,8 +309,11 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
     return json.loads((folder / "result.json").read_text())
 
 
-def load(folder: Path, device: str = "auto") -> Loaded:
-    """The model of a run (or of any folder `save_pretrained` wrote) in `eval()`, with its tokenizer.
+def load(folder: Path, device: str = "auto", memory: str | None = None) -> Loaded:
+    """The model of a run (or of any folder `save_pretrained` wrote) in `eval()`, and how texts are read for it.
+
+    Args:
+        memory: where the memory acts instead of where it acted in training (None or `run`: there).
 
     A plain Hugging Face model is wrapped without methods: it computes what it did.
 
@@ -339,7 +333,7 @@ def load(folder: Path, device: str = "auto") -> Loaded:
         raise ValueError(f"{found}: {why}; the weights are not what was saved")
     where = device_of(device)
     try:
-        _check_size(found)
+        checkpoints.check_size(found)
         read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
         model, info = read
         tokenizer = AutoTokenizer.from_pretrained(found)
@@ -357,27 +351,24 @@ def load(folder: Path, device: str = "auto") -> Loaded:
     recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
     if recipe is not None and recipe.schedule is not None:
         model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
-    return Loaded(model, tokenizer, recipe)
+    return Loaded(model, kept.with_memory(kept.format_in(found, recipe, tokenizer), memory), recipe)
 
 
-def _check_size(place: Path) -> None:
-    """Raise ValueError where config.json is of a far larger model than the weights, which would be built first."""
-    with torch.device("meta"):
-        described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place)).num_parameters()
-    held = 0
-    for path in place.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    if described > 2 * held + 1_000_000:
-        raise ValueError(f"config.json is of a model of {described:,} parameters, the weights hold {held:,}")
-
-
-def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[str] = (), device: str = "auto") -> dict:
+def evaluate(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    schedules: Sequence[str] = (),
+    device: str = "auto",
+    memory: str | None = None,
+    accept: bool = False,
+) -> dict:
     """Measure a trained run again; written to `evaluation.json` in its folder.
 
     Args:
         overrides: `evaluation.key=value` texts; other sections may not change.
         schedules: more schedules to measure under.
+        memory: where the memory acts instead of where it acted in training: `all`, `response` or `none`.
+        accept: measure on texts that are not those of the run.
     """
     for text in overrides:
         if not text.startswith("evaluation."):
@@ -385,8 +376,8 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[st
         if text.partition("=")[0].strip() == "evaluation.points":
             raise RecipeError(f"--set {text}: does not apply to a finished run: it says how often training is measured")
     chosen = recipes.load(folder, overrides)
-    loaded = load(folder, device)
-    result = measure(Loaded(loaded.model, loaded.tokenizer, chosen), open_data(chosen), schedules)
+    loaded, data = load(folder, device), reopen(folder, chosen, accept, memory)
+    result = measure(Loaded(loaded.model, data.format, chosen), data, schedules)
     finished = Path(folder) / "result.json"
     before = json.loads(finished.read_text()) if finished.exists() else {}
     result = before | result

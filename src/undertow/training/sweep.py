@@ -224,12 +224,13 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
     Raises:
         RecipeError: a run in the folder was another one; nothing is written then.
     """
+    from undertow.training.kept import absolute
     from undertow.training.resuming import same_run
 
     places = {name: folder / "runs" / name for name in plan.runs}
     for name, place in places.items():
         if (place / "recipe.yaml").exists():
-            same_run(recipes.load_any(place), plan.runs[name].recipe, place)
+            same_run(absolute(recipes.load_any(place)), absolute(plan.runs[name].recipe), place)
     kept = folder / "sweep.json"
     before = json.loads(kept.read_text())["threads"] if kept.exists() else None
     threads = plan.settings.threads or before or max(1, _cores() // workers)
@@ -237,7 +238,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
         raise RecipeError(f"{folder}: cannot resume, threads is {before} there and {threads} here")
     write_text(kept, json.dumps({"name": plan.name, "threads": threads}, indent=1))
     for name, place in places.items():
-        text = plan.runs[name].recipe.to_yaml()
+        text = absolute(plan.runs[name].recipe).to_yaml()
         place.mkdir(parents=True, exist_ok=True)
         if launch.state(place) in ("open", "failed"):
             write_text(place / "recipe.yaml", text)
