@@ -28,12 +28,14 @@ __all__ = ["decode", "lean", "why_not"]
 logger = logging.getLogger(__name__)
 
 
-def why_not(model, generation_config, model_kwargs: Mapping, synced_gpus: bool = False) -> str | None:
-    """Why Hugging Face's own loop decodes here and not this one (None: this one does)."""
+def why_not(
+    model, generation_config, model_kwargs: Mapping, synced_gpus: bool = False, prompt: int | None = None
+) -> str | None:
+    """Why Hugging Face's own loop decodes here and not this one (None: this one does). `prompt`: its length."""
     from undertow.model import UndertowForCausalLM
 
     mode = generation_config.get_generation_mode()
-    cache = model_kwargs.get("past_key_values")
+    cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("memory_mask")
     reasons = (
         (not isinstance(model, UndertowForCausalLM), f"{type(model).__name__} is not ours: undertow.wrap(model) is"),
         (mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE), f"{mode.value} is Hugging Face's"),
@@ -44,6 +46,7 @@ def why_not(model, generation_config, model_kwargs: Mapping, synced_gpus: bool =
         (model.training, "the model is in training mode"),
         (synced_gpus, "synced_gpus=True"),
         (generation_config.output_attentions or generation_config.output_hidden_states, "attentions or hidden states"),
+        (mask is not None and prompt is not None and mask.shape[1] > prompt, "memory_mask covers more than the prompt"),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
@@ -68,7 +71,7 @@ def lean(
     Returns:
         Tokens `_BT`, prompt included, or a `GenerateDecoderOnlyOutput`, as `generation_config` says.
     """
-    why = why_not(model, generation_config, model_kwargs, synced_gpus)
+    why = why_not(model, generation_config, model_kwargs, synced_gpus, input_ids.shape[1])
     if why is not None:
         warnings.warn(f"decoded by Hugging Face's own loop: {why}", stacklevel=3)
     return decode(
@@ -82,7 +85,7 @@ def decode(
     streamer=None, compiled: bool = False, **model_kwargs,
 ):  # fmt: skip
     """As `lean` (`input_ids` are `_BT`), and silent but for the log where Hugging Face's loop does it."""
-    why = why_not(model, generation_config, model_kwargs, synced_gpus)
+    why = why_not(model, generation_config, model_kwargs, synced_gpus, input_ids.shape[1])
     if why is not None:
         logger.info("decoded by Hugging Face's own loop: %s", why)
         mode = GENERATION_MODES_MAPPING[generation_config.get_generation_mode()]
@@ -100,7 +103,6 @@ def decode(
         _next_position(input_ids, first.past_key_values, model_kwargs),
         most=chooser.most,
         loops=model_kwargs.get("loops"),
-        marks=model_kwargs.get("memory_mask") is None,
         compiled=compiled,
     )
     logits_BV = first.logits[:, -1]
