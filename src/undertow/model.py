@@ -19,7 +19,7 @@ from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
 from undertow.edges import Program, compile_program
 from undertow.execute import Executor
-from undertow.frames import Readout, Trace
+from undertow.frames import Readout, Sequence, Trace
 from undertow.future import FutureHeads
 from undertow.generating import Generating
 from undertow.hidden import Recording
@@ -188,7 +188,12 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         if T == 1 and past:
             schedule = Sequential()  # one new token: every schedule computes the same, this one at once
         executor = (Recording if hidden else Executor)(program, self.view, self.undertow, self.checkpointing)
-        trace = executor.run(seq, schedule) if exit_rule is None else exit_rule.run(executor, seq)
+        if exit_rule is not None:
+            trace = exit_rule.run(executor, seq)
+        elif program.memories and torch.compiler.is_compiling():
+            trace = _uncompiled(executor, seq, schedule)
+        else:
+            trace = executor.run(seq, schedule)
         if use_cache:
             assert cache is not None
             cache.commit(trace.written, trace.memory_BTND, documents_BK, T)
@@ -238,6 +243,12 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         with torch.no_grad():  # of several sweeps, logits are for reading: into the first's, no copy of all of them
             merged = _merge(trace.readouts, [x.detach() for x in logits], overwrite)
         return loss, torch.stack(losses), merged, None
+
+
+@torch.compiler.disable
+def _uncompiled(executor: Executor, seq: Sequence, schedule: Schedule) -> Trace:
+    """Sweeps, which are another program for every length and number of rounds: `torch.compile(model)` breaks here."""
+    return executor.run(seq, schedule)
 
 
 def _present(x: Tensor | None) -> Tensor:
