@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -42,6 +42,8 @@ class UndertowConfig(PreTrainedConfig):
         "last_hidden_state",
     ]
 
+    auto_map: ClassVar[dict[str, str]] = {}  # no code of the hub: who does not find the class uses the Auto classes
+
     backbone: dict | PreTrainedConfig | None = None
     depth: dict | None = None
     time: dict | None = None
@@ -70,9 +72,9 @@ class UndertowConfig(PreTrainedConfig):
     def __getattr__(self, name: str) -> Any:
         """What is not found here is asked of the backbone's config."""
         backbone = vars(self).get("backbone")  # not there yet while a copy or a pickle is being made
-        if isinstance(backbone, PreTrainedConfig) and not name.startswith("_"):
+        if isinstance(backbone, PreTrainedConfig) and not name.startswith("_") and hasattr(backbone, name):
             return getattr(backbone, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"neither {type(self).__name__!r} nor its backbone's config has an attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         backbone = vars(self).get("backbone")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -338,8 +337,7 @@ def _dict(method: Method | None, kind: str) -> dict | None:
     return method.to_dict()
 
 
-# Tools know a causal language model by the name of its class, and look it up by name among transformers' own.
+# Tools know a causal language model by the name of its class.
 AutoConfig.register("undertow", UndertowConfig, exist_ok=True)
 AutoModelForCausalLM.register(UndertowConfig, UndertowForCausalLM, exist_ok=True)
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["undertow"] = UndertowForCausalLM.__name__
-setattr(transformers, UndertowForCausalLM.__name__, UndertowForCausalLM)
