@@ -165,7 +165,8 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         if past_key_values is not None and not isinstance(past_key_values, UndertowCache):
             kind = type(past_key_values).__name__
             raise ValueError(
-                f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed"
+                f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed (tuned "
+                "prefixes of keys and values are not; prompt tuning and adapters are)"
             )
         if loops is None and self.training and self.depth is not None:
             loops = self.depth.draw()

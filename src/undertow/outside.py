@@ -28,6 +28,7 @@ class Outside(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the backbone's own class decides
     main_input_name = "input_ids"
+    _tied_weights_keys = {}  # type: ignore[var-annotated]  # the backbone has its own; tools look there if this is a dict
 
     backbone: PreTrainedModel
     view: Backbone
