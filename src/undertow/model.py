@@ -158,7 +158,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         """
         config = self.config
         if config.output_attentions if output_attentions is None else output_attentions:
-            raise ValueError("output_attentions=True: attention weights are not kept; undertow.analysis has a lens")
+            raise ValueError("output_attentions=True: weights are not kept, since visits attend anew in every sweep")
         hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if hidden and exit_rule is not None:
             raise ValueError("output_hidden_states=True with exit_rule: tokens do not run the same visits")

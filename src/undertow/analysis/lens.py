@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undertow.analysis import label
 from undertow.execute import Executor
-from undertow.inputs import sequence
+from undertow.inputs import memory_mask_for, sequence
 from undertow.model import UndertowForCausalLM
 from undertow.plan import NORM, Step
 from undertow.schedules import Converge, Schedule, Sweep, Sweeps
@@ -111,7 +111,7 @@ def visits(
         schedule: None is evaluation's, `Converge()`; where a position ran several times, its last run counts.
     """
     program, norm = model.program, model.view.final_norm
-    marked = None if model.view.blank is None else input_ids == model.view.blank
+    marked = memory_mask_for(model.time_parts, input_ids, input_ids)
     recorder = _Recorder(program, model.view, model.undertow)
     seq, _ = sequence(model.view, program, input_ids, attention_mask=attention_mask, memory_mask=marked)
     recorder.run(seq, schedule or Converge())

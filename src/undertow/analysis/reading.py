@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from undertow.analysis import label, lens
 from undertow.execute import Executor
-from undertow.inputs import sequence
+from undertow.inputs import memory_mask_for, sequence
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Converge
 from undertow.store import write
@@ -107,7 +107,7 @@ def gates(model: UndertowForCausalLM, input_ids: Tensor) -> dict[str, Tensor]:
     watching = _Mixing(program, model.view, model.undertow)
     names = dict.fromkeys(edge.mixer for step in program.steps for edges in step.edges.values() for edge in edges)
     hooks = [model.undertow[name].register_forward_hook(watching.recorder(name)) for name in names]
-    marked = None if model.view.blank is None else input_ids == model.view.blank
+    marked = memory_mask_for(model.time_parts, input_ids, input_ids)
     try:
         watching.run(sequence(model.view, program, input_ids, memory_mask=marked)[0], Converge())
     finally:
