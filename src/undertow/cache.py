@@ -29,7 +29,8 @@ class UndertowCache(Cache):
 
     Every operation generation performs on a batch (reordering beams, expanding, selecting, offloading) moves the
     memory with the keys and values. `memory_BND` is what the newest token left behind; `documents_BT` names the
-    document of every cached token (0: pad) and is None while there is one document and no pad.
+    document of every cached token (0: pad) and is None while there is one document and no pad. `masked`: a caller's
+    `memory_mask` said where the first tokens take the memory in, so that it is the method's affair at later ones.
 
     A cache that is to be cut (`crop`: assisted and prompt-lookup decoding) must know what every kept token left behind:
     after `activate_past_recording` it keeps `history_BTND`, the memories from that token on.
@@ -44,6 +45,7 @@ class UndertowCache(Cache):
         self.history_BTND: Tensor | None = None
         self.recording = False
         self.documents_BT: Tensor | None = None
+        self.masked = False
         self.length = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -98,7 +100,7 @@ class UndertowCache(Cache):
 
     def reset(self):
         super().reset()
-        self.memory_BND, self.history_BTND, self.documents_BT, self.length = None, None, None, 0
+        self.memory_BND, self.history_BTND, self.documents_BT, self.masked, self.length = None, None, None, False, 0
 
     def crop(self, tokens_to_remove: int):
         """Cut off the newest `-tokens_to_remove` tokens: everything is as if they had not been.

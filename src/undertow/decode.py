@@ -44,6 +44,7 @@ def why_not(
         (getattr(cache, "recording", False), "the cache records what it may be cut back to"),
         (model_kwargs.get("exit_rule") is not None, "exit_rule: tokens leave the loop one by one"),
         (model.training, "the model is in training mode"),
+        ("prepare_inputs_for_generation" in vars(model), "its inputs are prepared by somebody else (prompt tuning)"),
         (synced_gpus, "synced_gpus=True"),
         (generation_config.output_attentions or generation_config.output_hidden_states, "attentions or hidden states"),
         (mask is not None and prompt is not None and mask.shape[1] > prompt, "memory_mask covers more than the prompt"),
@@ -103,7 +104,6 @@ def decode(
         _next_position(input_ids, first.past_key_values, model_kwargs),
         most=chooser.most,
         loops=model_kwargs.get("loops"),
-        marks=model_kwargs.get("memory_mask") is None,
         compiled=compiled,
     )
     logits_BV = first.logits[:, -1]

@@ -10,6 +10,7 @@ from undertow.cache import UndertowCache
 from undertow.edges import Program
 from undertow.frames import Sequence
 from undertow.masks import Masks
+from undertow.methods.base import Parts
 
 
 def sequence(
@@ -100,6 +101,33 @@ def _documents(attention_mask, position_ids, B: int, T: int, cache: UndertowCach
     start_BT = start_BT | (real_BT & (real_BT.cumsum(1) == 1) & (newest_B1 == 0))  # the first real token of a row
     document_BT = torch.where(real_BT, newest_B1 + start_BT.cumsum(1), 0)
     return torch.cat([known, document_BT], 1), real_BT if padded else None, ~start_BT
+
+
+def memory_mask_for(
+    time: Parts, input_ids: Tensor | None, new_BT: Tensor, given: Tensor | None = None, masked: bool = False
+) -> Tensor | None:
+    """Where delay-1 targets are mixed at new tokens, `_BT` (None: everywhere): the one place that knows the default.
+
+    As far as a caller's mask reaches it decides; beyond it, and where there is none, the method does.
+
+    Args:
+        time: the parts of the method over time.
+        input_ids: of the new tokens, `_BT` (None: only their embeddings are known, so none is the method's mark).
+        new_BT: any tensor of the new tokens' shape and device (further dimensions are not read).
+        given: the caller's mask from the first new token on, `_BT` or shorter.
+        masked: a caller's mask covered what came before.
+    """
+    B, T = new_BT.shape[:2]
+    if given is not None and given.shape[1] >= T:
+        return given
+    if time.mark is not None:
+        none = torch.zeros(B, T, dtype=torch.bool, device=new_BT.device)
+        own = none if input_ids is None else input_ids == time.mark
+    elif given is None and (time.beyond or not masked):
+        return None
+    else:
+        own = torch.full((B, T), time.beyond, device=new_BT.device)
+    return own if given is None else torch.cat([given.bool(), own[:, given.shape[1] :]], 1)
 
 
 def checked_labels(labels: Tensor | None, shape: torch.Size, prefix_mask: Tensor | None) -> Tensor | None:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from undertow import card
 from undertow.backbone import Backbone, family_of
-from undertow.backbone.attention import kind_of
 from undertow.cache import UndertowCache
 from undertow.config import UndertowConfig
 from undertow.edges import Program, compile_program
 from undertow.execute import Executor
-from undertow.frames import Readout, Trace
+from undertow.frames import Readout, Sequence, Trace
 from undertow.future import FutureHeads
-from undertow.headless import Decoder
-from undertow.inputs import checked_labels, sequence
+from undertow.generating import Generating
+from undertow.hidden import Recording
+from undertow.in_memory import announce
+from undertow.inputs import checked_labels, memory_mask_for, sequence
 from undertow.loss import nats
 from undertow.methods.base import Method, Parts
 from undertow.output import UndertowOutput
+from undertow.outside import Outside
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
 from undertow.store import overwrite, take, write
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["UndertowConfig", "UndertowForCausalLM", "UndertowOutput", "from_scratch", "wrap"]
 
 
-class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
+class UndertowForCausalLM(Outside, Generating, GenerationMixin):
     """A backbone run by a plan with edges: `backbone.*` is Hugging Face's own model, `undertow.*` are our modules.
 
     In training the default schedule is the method's (`model.schedule`), in evaluation the exact one, `Converge()`.
@@ -50,12 +51,6 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         ValueError: an unsupported backbone, or a method that does not fit it.
     """
 
-    config_class = UndertowConfig
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the backbone's own class decides
-    main_input_name = "input_ids"
-
     def __init__(self, config: UndertowConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         family_of(config.get_text_config().model_type)
@@ -63,15 +58,15 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         self.view = Backbone(self.backbone)
         shape = self.view.shape
         self.depth, self.time = config.methods()
-        depth, self._over_time = (m.build(shape, config.retrofit) if m else Parts() for m in (self.depth, self.time))
-        self.view.blank = self._over_time.mark
-        self.undertow = nn.ModuleDict({**depth.modules, **self._over_time.modules})
+        depth, self.time_parts = (m.build(shape, config.retrofit) if m else Parts() for m in (self.depth, self.time))
+        self.view.blank = self.time_parts.mark
+        self.undertow = nn.ModuleDict({**depth.modules, **self.time_parts.modules})
         if config.future is not None:
             vocabulary = config.get_text_config().vocab_size
             self.undertow["future"] = FutureHeads.of(config.future, shape.width, vocabulary)
         self.program: Program = self._compiled(depth)
         self._programs: dict = {}  # loop count -> program, where it is not the method's own
-        self.schedule: Schedule = self._over_time.schedule or Converge()
+        self.schedule: Schedule = self.time_parts.schedule or Converge()
         self.checkpointing = False
         # Ours initialise themselves and a given backbone is what it is: post_init must not draw again. A backbone built
         # here stays open, since loading must fill in what checkpoints leave out (rotary frequencies).
@@ -79,13 +74,14 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             module._is_hf_initialized = True  # type: ignore[assignment]  # Hugging Face's own flag
         self.post_init()
         self._tp_plan = None  # layers are called one by one: no tensor parallelism, and no warning at each load
+        announce(self)
 
     @property
     def _heads(self) -> FutureHeads:
         return cast(FutureHeads, self.undertow["future"])
 
     def _compiled(self, depth: Parts) -> Program:
-        time, shape = self._over_time, self.view.shape
+        time, shape = self.time_parts, self.view.shape
         return compile_program(
             depth.plan or each_layer_once(shape.layers),
             (*depth.edges, *time.edges),
@@ -112,62 +108,6 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             self._programs[key] = self._compiled(parts)
         return self._programs[key]
 
-    # ------------------------------------------------------------------ what Hugging Face asks of a model
-
-    def _init_weights(self, module: nn.Module):
-        """Modules initialise themselves; there is nothing to add."""
-
-    @property
-    def base_model(self):
-        """The model without its LM head, recurrence and all (not the bare backbone)."""
-        return Decoder(self)
-
-    def get_input_embeddings(self):
-        """The backbone's token embedding."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        """Replace the backbone's token embedding."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        """The backbone's LM head."""
-        return self.backbone.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings):
-        """Replace the backbone's LM head."""
-        self.backbone.set_output_embeddings(new_embeddings)
-
-    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
-        """Hugging Face's switch, for the backbone. Raises ValueError for one that the backbone cannot run with."""
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
-        kind_of(self.config._attn_implementation, self.view.family.ours)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        """Recompute each visit in backward. The layers' own switch would drop keys and values, so this is ours."""
-        self.checkpointing = True
-
-    def gradient_checkpointing_disable(self):
-        """Keep what visits compute for backward."""
-        self.checkpointing = False
-
-    @property
-    def is_activation_checkpointing(self) -> bool:
-        """Whether visits are recomputed in backward."""
-        return self.checkpointing
-
-    is_gradient_checkpointing = is_activation_checkpointing
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As Hugging Face, and a model card. Raises ValueError for a quantised backbone: no plain tensors."""
-        if getattr(self.backbone, "is_quantized", False):  # a flag only Hugging Face's quantisers set
-            raise ValueError(
-                "the backbone is quantised and cannot be saved with what is new: save model.undertow.state_dict() and "
-                "wrap the quantised backbone again, or wrap plain weights"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-        card.leave(Path(save_directory), self)
-
     # ------------------------------------------------------------------ forward
 
     def forward(
@@ -187,8 +127,11 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         loops: int | tuple[int, ...] | None = None,
         exit_rule: Exit | None = None,
         skip_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> UndertowOutput:
+    ) -> UndertowOutput | tuple:
         """Run the model on `T` new positions.
 
         Args:
@@ -197,31 +140,45 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids: `_BT`; derived from `attention_mask` if not given. A 0 starts a document: memory and attention
                 begin anew there, so packed documents are as good as separate ones.
             labels: `_BT`, shifted inside, -100 is ignored.
-            memory_mask: `_BT`, 0 where delay-1 targets stay unmixed (the memory left there is the plain source).
+            memory_mask: `_BT`, 0 where delay-1 targets stay unmixed (the memory left there is the plain source). If not
+                given the method says (`inputs.memory_mask_for`).
             schedule: overrides the default of the mode.
             num_items_in_batch: what the loss is divided by, if not the number of labels in this batch.
             prefix_mask: `_BT`, 1 where a prompt may be read in both directions by the parts of the model that can.
             loops: rounds of the depth method, if not its own (with labels in training, methods may draw it).
             exit_rule: when a token has had enough rounds (decoding, token by token; see `undertow.exits`).
             skip_logits: with labels, return no logits and never hold all of them (see `undertow.loss`).
+            output_hidden_states: also return `hidden_states`, see `UndertowOutput` (None: as `config` says).
+            output_attentions: not to be had (ValueError): a visit attends anew in every sweep.
+            return_dict: False for a plain tuple of what is not None (None: as `config` says).
+            kwargs: not read; trainers pass what some other model needs.
 
         Raises:
             ValueError: inputs whose shapes do not fit each other, or a cache of another class.
         """
+        config = self.config
+        if config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions=True: weights are not kept, since visits attend anew in every sweep")
+        hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if hidden and exit_rule is not None:
+            raise ValueError("output_hidden_states=True with exit_rule: tokens do not run the same visits")
         if past_key_values is not None and not isinstance(past_key_values, UndertowCache):
             kind = type(past_key_values).__name__
             raise ValueError(
-                f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed"
+                f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed (tuned "
+                "prefixes of keys and values are not; prompt tuning and adapters are)"
             )
         if loops is None and self.training and self.depth is not None:
             loops = self.depth.draw()
         program = self.program_for(loops)
         if use_cache is None:
-            use_cache = past_key_values is not None or not self.training
+            use_cache = past_key_values is not None or (config.use_cache and not self.training)
         cache = UndertowCache(program.slots) if use_cache and past_key_values is None else past_key_values
         past = 0 if cache is None else cache.length
-        if memory_mask is None and input_ids is not None and self._over_time.mark is not None:
-            memory_mask = input_ids == self._over_time.mark
+        new = input_ids if inputs_embeds is None else inputs_embeds
+        masked = memory_mask is not None or (cache is not None and cache.masked)
+        if memory_mask is None and new is not None:
+            memory_mask = memory_mask_for(self.time_parts, input_ids, new, masked=masked)
         seq, documents_BK = sequence(
             self.view, program, input_ids, inputs_embeds, attention_mask, position_ids, memory_mask, prefix_mask, cache
         )
@@ -230,11 +187,17 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
         schedule = schedule or (self.schedule if self.training else Converge())
         if T == 1 and past:
             schedule = Sequential()  # one new token: every schedule computes the same, this one at once
-        executor = Executor(program, self.view, self.undertow, self.checkpointing)
-        trace = executor.run(seq, schedule) if exit_rule is None else exit_rule.run(executor, seq)
+        executor = (Recording if hidden else Executor)(program, self.view, self.undertow, self.checkpointing)
+        if exit_rule is not None:
+            trace = exit_rule.run(executor, seq)
+        elif program.memories and torch.compiler.is_compiling():
+            trace = _uncompiled(executor, seq, schedule)
+        else:
+            trace = executor.run(seq, schedule)
         if use_cache:
             assert cache is not None
             cache.commit(trace.written, trace.memory_BTND, documents_BK, T)
+            cache.masked = masked
 
         loss, sweep_losses, logits, h_BTD = self._outputs(
             trace, labels, logits_to_keep, num_items_in_batch, T, skip_logits
@@ -246,7 +209,7 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             ahead = heads.losses(watched, labels, num_items_in_batch)
             loss = heads.trunk * loss + heads.together(ahead)
         memory = trace.memory_BTND
-        return UndertowOutput(
+        out = UndertowOutput(
             loss=loss,
             logits=logits,
             past_key_values=cache if use_cache else None,
@@ -257,12 +220,14 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             future_losses=ahead,
             rounds=trace.rounds_BT,
             last_hidden_state=h_BTD,
+            hidden_states=executor.states(seq, _last(trace)) if isinstance(executor, Recording) else None,
         )
+        return out if (config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     def _outputs(self, trace: Trace, labels, logits_to_keep, num_items_in_batch, T: int, skip_logits=False):
         """`(loss, sweep_losses, merged logits, merged states)`; the head runs only on what is asked for."""
         if labels is None:
-            h_BTD = _merge(trace.readouts, [r.h_BSD for r in trace.readouts])
+            h_BTD = _last(trace)
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return None, None, self.view.head(h_BTD[:, keep]), h_BTD
         targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -279,44 +244,21 @@ class UndertowForCausalLM(PreTrainedModel, GenerationMixin):
             merged = _merge(trace.readouts, [x.detach() for x in logits], overwrite)
         return loss, torch.stack(losses), merged, None
 
-    # ------------------------------------------------------------------ generation, through Hugging Face's own loop
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation={kind!r}: the cache also holds the memory; allowed are None and 'dynamic'"
-            )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
-            if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()  # its tokens may be refused
-
-    def _sample(self, *args, **kwargs):
-        """Greedy search and sampling: our own loop where it can (`undertow.decode.why_not`), else Hugging Face's."""
-        from undertow.decode import decode
-
-        return decode(self, *args, **kwargs)
-
-    def prepare_inputs_for_generation(self, input_ids, memory_mask=None, prefix_mask=None, **kwargs):
-        """As Hugging Face; `memory_mask` covers the prompt and is extended with ones, `prefix_mask` with zeros."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        cache = inputs.get("past_key_values")
-        past = 0 if cache is None else cache.length
-        if prefix_mask is not None and past == 0:
-            inputs["prefix_mask"] = F.pad(prefix_mask, (0, inputs["input_ids"].shape[1] - prefix_mask.shape[1]))
-        if memory_mask is not None:
-            new = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-            mask_BT = memory_mask[:, past : past + new.shape[1]]
-            inputs["memory_mask"] = F.pad(mask_BT, (0, new.shape[1] - mask_BT.shape[1]), value=1)
-        return inputs
+@torch.compiler.disable
+def _uncompiled(executor: Executor, seq: Sequence, schedule: Schedule) -> Trace:
+    """Sweeps, which are another program for every length and number of rounds: `torch.compile(model)` breaks here."""
+    return executor.run(seq, schedule)
 
 
 def _present(x: Tensor | None) -> Tensor:
     assert x is not None, "the program watches a block"
     return x
+
+
+def _last(trace: Trace) -> Tensor:
+    """What the LM head reads, `_BTD`."""
+    return _merge(trace.readouts, [r.h_BSD for r in trace.readouts])
 
 
 def _merge(readouts: tuple[Readout, ...], parts: list[Tensor], put: Callable = write) -> Tensor:
@@ -396,5 +338,7 @@ def _dict(method: Method | None, kind: str) -> dict | None:
     return method.to_dict()
 
 
+# Tools know a causal language model by the name of its class.
 AutoConfig.register("undertow", UndertowConfig, exist_ok=True)
 AutoModelForCausalLM.register(UndertowConfig, UndertowForCausalLM, exist_ok=True)
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["undertow"] = UndertowForCausalLM.__name__

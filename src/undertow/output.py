@@ -21,6 +21,8 @@ class UndertowOutput(ModelOutput):
         logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
             without gradient, which the loss has).
         past_key_values: the `UndertowCache`, keys and values of every slot and the memory.
+        hidden_states: with `output_hidden_states`, `_BTD` each: the embeddings, then what every visit of a layer or
+            block wrote (more entries than layers where some run again), the last one after the final norm.
         sweep_losses: one loss a read-out, unweighted.
         memory: what each token left behind, `_BTD` (`_BTND` with N > 1 sources), None without a delay-1 edge.
         residual: of `Converge`, the relative change of the memory in the last round.
@@ -33,6 +35,7 @@ class UndertowOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: UndertowCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     sweep_losses: Tensor | None = None
     memory: Tensor | None = None
     residual: float | None = None

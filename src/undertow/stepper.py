@@ -19,6 +19,7 @@ from undertow.backbone import adapter
 from undertow.backbone.adapter import tapped
 from undertow.cache import Place, Room, UndertowCache
 from undertow.edges import Edge, Program, output_of
+from undertow.inputs import memory_mask_for
 from undertow.mixers import HeadGate, opened
 from undertow.plan import EMBED, NORM, Step
 from undertow.scan import normed
@@ -56,7 +57,6 @@ class Stepper:
         position_B1: the position of the first new token in its row's text.
         most: new tokens at most.
         loops: rounds of the depth method, those of the prefill.
-        marks: whether the method's mark decides where delay-1 targets mix (else they mix everywhere).
         compiled: run the layers through `torch.compile`.
     """
 
@@ -67,7 +67,6 @@ class Stepper:
         position_B1: Tensor,
         most: int,
         loops: int | tuple[int, ...] | None = None,
-        marks: bool = True,
         compiled: bool = False,
     ):
         self.view, self.modules, self.cache = model.view, model.undertow, cache
@@ -76,7 +75,7 @@ class Stepper:
         kind, autocast = self.view.attention(), torch.is_autocast_enabled(position_B1.device.type)
         additive = kind == "added" or not (self.view.family.ours or autocast)
         self.room = Room(cache, most, LEAST_ROOM, additive)
-        self.mark = self.view.blank if marks and self.program.memories else None
+        self.time, self.masked = model.time_parts, cache.masked
         self.limit = _positions(model)
         self.memories = [] if cache.memory_BND is None else [*cache.memory_BND.split(1, 1)]
         self.visits = [_Visit(step, self) for step in self.program.steps]
@@ -95,7 +94,7 @@ class Stepper:
         room.advance()
         x_B1D = view.embed(ids_B1, None, self.position_B1)
         context = self._context(ids_B1, x_B1D)
-        marked = None if self.mark is None else ids_B1 == self.mark
+        marked = memory_mask_for(self.time, ids_B1, ids_B1, masked=self.masked) if self.program.memories else None
         state = {"h": x_B1D, output_of(EMBED): x_B1D}
         for register, start in self.starts.items():
             state[register] = start.expand_as(x_B1D)

@@ -23,7 +23,7 @@ VALUES = {
         "family": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2
     },
     "time": "T2MLR(0, 1)",
-    "data": {"seq_len": 32},
+    "data": {"source": {"task": "ProsQA"}, "seq_len": 32},  # stands for the tasks below
     "training": {"max_steps": 2, "batch_size": 4, "precision": "float32", "tensorboard": False},
     "evaluation": {"points": 0, "new_tokens": 4, "records": 5},
 }  # fmt: skip

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.progress import Progress
@@ -186,7 +187,8 @@ def test_a_text_that_is_stopped_ends_its_line(recipe, monkeypatch, capsys):
         console.out.print("begun", end="")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load", lambda *args: type("Loaded", (), {"model": None, "tokenizer": None}))
+    form = SimpleNamespace(say_spelt=lambda *args: None)
+    monkeypatch.setattr(run, "load", lambda *args: SimpleNamespace(model=None, format=form))
     monkeypatch.setattr(samples, "sample", stopped)
     status, out, err = call(capsys, "generate", recipe, "It has ")
     assert (status, out, err) == (130, "It has begun\n", "stopped by SIGINT; the text ends here\n")

@@ -113,6 +113,54 @@ def test_a_thought_made_while_decoding():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("token", [None, pytest.param(LATENT, marks=pytest.mark.slow)])
+def test_after_a_callers_mask_new_tokens_are_words(token):
+    """Every way to generate from marked thoughts, against one whole forward a token with a mask that ends in zeros."""
+    model, new = build("gpt2", time=ut.Coconut(token), seed=3), 4
+    x = torch.where(ids(2, 9) == LATENT, LATENT + 1, ids(2, 9))
+    mask = torch.zeros_like(x)
+    mask[:, 5:7] = 1
+    expected, marked = x, mask
+    for _ in range(new):
+        scores = model(expected, memory_mask=marked, use_cache=False).logits[:, -1]
+        expected = torch.cat([expected, scores[:, :LATENT].argmax(-1, keepdim=True)], 1)
+        marked = torch.nn.functional.pad(marked, (0, 1))
+    everywhere = model(expected, memory_mask=torch.ones_like(expected), use_cache=False).logits
+    assert gap(everywhere, model(expected, memory_mask=marked, use_cache=False).logits) > 1e-3
+
+    words = dict(
+        max_new_tokens=new, pad_token_id=1, suppress_tokens=list(range(LATENT, V))
+    )  # no word is the latent token
+    greedy = words | dict(do_sample=False)
+    for how in ({}, dict(use_cache=False), dict(prefill_chunk_size=5), dict(do_sample=True, top_k=1)):
+        assert torch.equal(model.generate(x, memory_mask=mask, **(greedy | how)), expected), how
+    one = dict(memory_mask=mask[:1], **greedy)
+    assert torch.equal(model.generate(x[:1], prompt_lookup_num_tokens=3, **one), expected[:1])
+    beams = [model.generate(x, memory_mask=mask, num_beams=3, use_cache=c, **greedy) for c in (True, False)]
+    assert torch.equal(*beams)
+    rows = torch.cat([x[:1], torch.nn.functional.pad(x[1:, 3:], (3, 0), value=1)])
+    marks = torch.cat([mask[:1], torch.nn.functional.pad(mask[1:, 3:], (3, 0))])
+    real = torch.ones_like(rows)
+    real[1, :3] = 0
+    padded = model.generate(rows, attention_mask=real, memory_mask=marks, **greedy)
+    alone = model.generate(x[1:, 3:], memory_mask=mask[1:, 3:], **greedy)
+    assert torch.equal(padded[0], expected[0]) and torch.equal(padded[1, 3:], alone[0])
+
+    out = model(x, memory_mask=mask, use_cache=True)  # by hand: the cache knows that a mask came before
+    for t in range(9, 9 + new):
+        assert gap(out.logits[:, -1], model(expected[:, :t], memory_mask=marked[:, :t]).logits[:, -1]) < 1e-9
+        out = model(expected[:, t : t + 1], past_key_values=out.past_key_values)
+
+
+@torch.no_grad()
+def test_embeddings_name_no_latent_token():
+    model, x = model_with(), text()
+    x = torch.where(x == LATENT, LATENT + 1, x)
+    embeddings = model.get_input_embeddings()(x)
+    assert gap(model(inputs_embeds=embeddings).logits, model(x).logits) < 1e-12
+
+
+@torch.no_grad()
 def test_a_wrapped_model_changes_nowhere_but_at_thoughts():
     base = randomise(AutoModelForCausalLM.from_config(CONFIGS["gpt2"]()).double()).eval()
     model, x = ut.wrap(base, time=ut.Coconut(LATENT)), text(latent=(6,))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import undertow as ut
 from models import CONFIGS, V, build, gap, ids, randomise
@@ -103,3 +104,34 @@ def test_parameter_count():
     heads = FutureHeads(8, V, heads=4, layers=1)
     assert sum(p.numel() for p in heads.parameters()) == 4 * (8 * V + V)
     assert len(each_layer_once(4)) == 4 and UndertowConfig().future is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_new_vocabulary_reaches_the_heads(tied, tmp_path):
+    torch.manual_seed(0)
+    hf = CONFIGS["llama"]()
+    hf.tie_word_embeddings = tied
+    model = ut.from_scratch(hf, time=ut.LRT(1), future=FUTURE).double()
+    x = ids(2, T)
+    before = model(x, labels=x).future_losses.detach()
+    model.resize_token_embeddings(V + 5, pad_to_multiple_of=8, mean_resizing=False)
+    assert {head[-1].out_features for head in model.undertow["future"].heads} == {48}
+    after = model(x, labels=x).future_losses.detach()
+    assert gap(after, before) < 0.2  # small weights at new tokens change the others' probabilities a little
+    x[0, 3] = V + 2
+    model(x, labels=x).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert gap(loaded.double()(x, labels=x).future_losses, model.eval()(x, labels=x).future_losses) < 1e-12
+    model.resize_token_embeddings(V - 3)
+    assert model(ids(2, T) % 40, labels=ids(2, T) % 40).loss.isfinite()
+
+
+def test_evaluation_hands_on_logits_alone(tmp_path):
+    """Hugging Face's trainer gathers everything that the config does not name as of no interest."""
+    seen, data = [], [{"input_ids": row, "labels": row} for row in ids(4, T)]
+    for model in (with_heads(), build("gpt2", ut.ReuseMap([1, 2, 1, 1])), build("gpt2", time=ut.T2MLR(1, 2))):
+        args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+        take = lambda found: seen.append(found.predictions) or {}  # noqa: E731
+        Trainer(model, args, eval_dataset=data, compute_metrics=take).evaluate()
+        assert seen[-1].shape == (4, T, V)

@@ -44,6 +44,20 @@ def test_continuing_from_a_returned_cache(depth, time):
     assert torch.equal(again, greedy(model, more))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("both", [False, True], ids=["embeddings", "tokens_too"])
+def test_from_embeddings(both):
+    """What the embeddings of a prompt generate is what the prompt does; tokens given as well come back, too."""
+    model, (x, mask) = build("gpt2", None, ut.T2MLR(1, 2)), padded(ids(2, 5), [0, 2])
+    given = dict(inputs_embeds=model.get_input_embeddings()(x), attention_mask=mask)
+    given |= {"input_ids": x} if both else {}
+    settings = dict(max_new_tokens=3, do_sample=False, pad_token_id=1)
+    for how in ({}, dict(use_cache=False), dict(num_beams=2)):
+        found = model.generate(**given, **settings, **how)
+        wanted = model.generate(x, attention_mask=mask, **settings, **how)
+        assert torch.equal(found, wanted[:, 0 if both else x.shape[1] :]), how
+
+
 @models
 def test_sampling_with_a_seed_and_several_returns(depth, time):
     model, x = build("gpt2", depth, time), ids(2, 5)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undertow.analysis import label
 from undertow.execute import Executor
-from undertow.inputs import sequence
+from undertow.inputs import memory_mask_for, sequence
 from undertow.model import UndertowForCausalLM
 from undertow.plan import NORM, Step
 from undertow.schedules import Converge, Schedule, Sweep, Sweeps
@@ -205,9 +205,7 @@ def read(
 
 def marked(model: UndertowForCausalLM, input_ids: Tensor, memory_mask: Tensor | None = None) -> Tensor | None:
     """The memory mask of a forward: the one given, else where the model's method marks tokens (None: everywhere)."""
-    if memory_mask is not None or model.view.blank is None:
-        return memory_mask
-    return input_ids == model.view.blank
+    return memory_mask_for(model.time_parts, input_ids, input_ids, memory_mask)
 
 
 def visit_name(model: UndertowForCausalLM, step: Step) -> str:

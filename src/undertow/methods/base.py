@@ -31,6 +31,8 @@ class Parts:
         starts: register -> name of its start vector.
         schedule: the default in training (time methods only).
         mark: the token at which delay-1 targets are mixed, where a caller gives no `memory_mask` (None: everywhere).
+        beyond: whether they are mixed at tokens after those that a caller's `memory_mask` covers, the generated ones
+            (where there is a `mark`: at that token alone).
     """
 
     plan: Plan | None = None
@@ -40,6 +42,7 @@ class Parts:
     starts: Mapping[str, str] = field(default_factory=dict)
     schedule: Schedule | None = None
     mark: int | None = None
+    beyond: bool = True
 
 
 @dataclass(frozen=True)

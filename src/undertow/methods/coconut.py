@@ -21,7 +21,7 @@ class Coconut(Method):
 
     Args:
         token: id of the latent token `<latent>`: positions that hold it are marked. None: those where a caller's
-            `memory_mask` is 1 (without one: all).
+            `memory_mask` is 1 (without one: all); the tokens generated after those it covers are words.
     """
 
     kind: ClassVar[str] = "time"
@@ -32,4 +32,5 @@ class Coconut(Method):
 
     def build(self, shape, retrofit):
         edge = Edge(NORM, 0, mixer="thought")
-        return Parts(edges=(edge,), modules={"thought": Add()}, schedule=Sequential(), mark=self.token)
+        modules = {"thought": Add()}
+        return Parts(edges=(edge,), modules=modules, schedule=Sequential(), mark=self.token, beyond=False)

@@ -100,7 +100,7 @@ def join(a: UndertowCache, b: UndertowCache) -> UndertowCache:
     memory = None
     if a.memory_BND is not None and b.memory_BND is not None:
         memory = torch.cat([a.memory_BND, b.memory_BND])
-    return _made(a.slots, kv, memory, documents)
+    return _made(a.slots, kv, memory, documents, a.masked or b.masked)
 
 
 def keep(cache: UndertowCache, rows: Sequence[int]) -> UndertowCache:
@@ -110,7 +110,7 @@ def keep(cache: UndertowCache, rows: Sequence[int]) -> UndertowCache:
     pads = int((documents == 0).all(0).sum())
     kv = [tuple(t[at, :, pads:] for t in (layer.keys, layer.values)) for layer in cache.layers]
     memory = None if cache.memory_BND is None else cache.memory_BND[at]
-    return _made(cache.slots, kv, memory, documents[:, pads:])
+    return _made(cache.slots, kv, memory, documents[:, pads:], cache.masked)
 
 
 def write(model, form: TextFormat, prompt: Tokens, how: Sampling, most: int, ends: Collection[int]) -> Iterator[str]:
@@ -152,8 +152,9 @@ def _documents(cache: UndertowCache) -> Tensor:
     return torch.ones(len(k), cache.length, dtype=torch.long, device=k.device)
 
 
-def _made(slots, kv, memory: Tensor | None, documents: Tensor) -> UndertowCache:
+def _made(slots, kv, memory: Tensor | None, documents: Tensor, masked: bool) -> UndertowCache:
     cache = UndertowCache(slots)
+    cache.masked = masked
     for layer, (k, v) in zip(cache.layers, kv, strict=True):
         layer.set(k, v)
     padded = bool((documents == 0).any())

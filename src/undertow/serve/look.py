@@ -14,7 +14,7 @@ from torch import Tensor
 from undertow.cache import UndertowCache
 from undertow.edges import Edge, Program
 from undertow.execute import Executor
-from undertow.inputs import sequence
+from undertow.inputs import memory_mask_for, sequence
 from undertow.plan import NORM, Step
 from undertow.schedules import Sequential
 from undertow.serve.decode import mask_with
@@ -84,8 +84,8 @@ def look(model, token: int, cache: UndertowCache | None, mixed: bool | None = No
     program: Program = model.program
     cache = UndertowCache(program.slots) if cache is None else cache
     ids_11 = torch.tensor([[token]], device=model.device)
-    mark = None if model.view.blank is None else ids_11 == model.view.blank
-    mark = mark if mixed is None else torch.full_like(ids_11, mixed, dtype=torch.bool)
+    given = None if mixed is None else torch.full_like(ids_11, mixed, dtype=torch.bool)
+    mark = memory_mask_for(model.time_parts, ids_11, ids_11, given, masked=cache.masked)
     seq, documents = sequence(
         model.view, program, ids_11, attention_mask=mask_with(cache, 1), memory_mask=mark, cache=cache
     )

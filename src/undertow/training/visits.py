@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undertow.execute import Executor
-from undertow.inputs import sequence
+from undertow.inputs import memory_mask_for, sequence
 from undertow.model import UndertowForCausalLM
 from undertow.plan import Step
 from undertow.schedules import Converge
@@ -51,8 +51,7 @@ def look(model: UndertowForCausalLM, batch: Mapping[str, Tensor]) -> dict[str, f
     given: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
     labels = given.pop("labels", given["input_ids"])
     x_BT, program = given["input_ids"], model.program
-    if model.view.blank is not None:
-        given.setdefault("memory_mask", x_BT == model.view.blank)
+    given.setdefault("memory_mask", memory_mask_for(model.time_parts, x_BT, x_BT))
     real_BT = given.get("attention_mask", torch.ones_like(x_BT)).bool()
     with torch.enable_grad():
         watching = _Watching(program, model.view, model.undertow, model.checkpointing)
