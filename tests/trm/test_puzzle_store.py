@@ -223,11 +223,11 @@ def test_another_option_or_file_is_another_folder(tmp_path):
     for count, source in enumerate([Maze(4, 2, 1), Maze(4, 2, 1, seed=1), Maze(4, 2, 1, loops=0.0)], start=1):
         load(source, tmp_path / "cache")
         assert folders() == count
-    for answer in ("SoG#", "S G#"):
-        for split in ("train", "test"):
-            (tmp_path / f"{split}.csv").write_text(f"source,question,answer,rating\nown,S G#,{answer},1\n")
+    (tmp_path / "test.csv").write_text("source,question,answer,rating\nown,SG##,SG##,1\n")
+    for answer in ("So G", "S oG"):
+        (tmp_path / "train.csv").write_text(f"source,question,answer,rating\nown,S  G,{answer},1\n")
         data = load(Maze(2, 1, 1, 0, path=str(tmp_path)), tmp_path / "cache")
-        assert (data.train.labels_ES == 5).sum() == answer.count("o")
+        assert (data.train.labels_ES == 5).argmax() == answer.index("o")
     assert folders() == 5
 
 

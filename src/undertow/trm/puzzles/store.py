@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that no loss counts
-_RECIPE = "puzzles-1"  # part of the cache key: change it when what is stored would differ
+_RECIPE = "puzzles-2"  # part of the cache key: change it when what is stored would differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +258,7 @@ def _write_split(source: Source, split: str, folder: Path, identifiers: dict[str
     sizes: list[int] = []
     forms: list[int] = []
     given: list[int] = []
-    ratings: list[int] = []
+    ratings: list[float] = []
 
     def fill(inputs: BinaryIO, labels: BinaryIO) -> None:
         for group in source.groups(split):
@@ -286,7 +286,7 @@ def _write_split(source: Source, split: str, folder: Path, identifiers: dict[str
         "puzzle_identifiers": np.array(given, dtype=np.int32),
         "puzzle_indices": np.cumsum([0, *sizes], dtype=np.int64),
         "group_indices": np.cumsum([0, *forms], dtype=np.int64),
-        "ratings": np.array(ratings, dtype=np.int32),
+        "ratings": np.array(ratings, dtype=np.int32 if all(r == int(r) for r in ratings) else np.float32),
     }
     for name, array in arrays.items():
         cache.write(folder / f"all__{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))  # type: ignore[misc]
