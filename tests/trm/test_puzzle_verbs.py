@@ -283,4 +283,4 @@ def test_arc_votes_are_counted(tmp_path):
     for known in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(solving, "answers", answering(known))
-            assert run.votes(None, test, PuzzleEvaluation(batch_size=3))["2"] == float(known)
+            assert run.votes(None, test, PuzzleEvaluation(batch_size=3)).passes[2] == float(known)

@@ -38,7 +38,7 @@ class Bars:
         if "failed" in result:
             self.say(f"{name}: {result['failed']}")
             return
-        if "exact_accuracy" in result:  # puzzles
+        if result.get("exact_accuracy") is not None:  # puzzles
             said = f"exact accuracy {result['exact_accuracy']:.1%}"
         else:
             said = f"bits/byte {result['bits_training']:.3f} trained, {result['bits_true']:.3f} decoded"

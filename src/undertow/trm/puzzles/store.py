@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that no loss counts
+_SCANNED = 4096  # rows looked at at once
 _RECIPE = "puzzles-2"  # part of the cache key: change it when what is stored would differ
 
 
@@ -76,6 +77,14 @@ class PuzzleData:
     def num_groups(self) -> int:
         """Puzzles, all forms of one counted once."""
         return len(self.group_starts) - 1
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any label is scored."""
+        if self.ignored is None:
+            return len(self) > 0
+        parts = (self.labels_ES[i : i + _SCANNED] for i in range(0, len(self), _SCANNED))
+        return any(bool((part != self.ignored).any()) for part in parts)
 
     @property
     def epoch_examples(self) -> float:
