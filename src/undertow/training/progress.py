@@ -38,8 +38,9 @@ class Bars:
         if "failed" in result:
             self.say(f"{name}: {result['failed']}")
             return
-        if result.get("exact_accuracy") is not None:  # puzzles
-            said = f"exact accuracy {result['exact_accuracy']:.1%}"
+        if "exact_accuracy" in result:  # puzzles
+            right = result["exact_accuracy"]
+            said = "not measured" if right is None else f"exact accuracy {right:.1%}"
         else:
             said = f"bits/byte {result['bits_training']:.3f} trained, {result['bits_true']:.3f} decoded"
         task = self.shown[name].task if name in self.shown else None
