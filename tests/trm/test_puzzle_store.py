@@ -166,26 +166,6 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_folder_of_the_published_scripts(tmp_path):
-    """As `build_sudoku_dataset.py` writes it: int32 offsets, no ratings, no account of what made it."""
-    (tmp_path / "train").mkdir()
-    arrays = {
-        "inputs": np.ones((3, 4), dtype=np.uint8), "labels": np.ones((3, 4), dtype=np.uint8) * 2,
-        "puzzle_identifiers": np.zeros(3, dtype=np.int32), "puzzle_indices": np.arange(4, dtype=np.int32),
-        "group_indices": np.array([0, 1, 3], dtype=np.int32),
-    }  # fmt: skip
-    for name, array in arrays.items():
-        np.save(tmp_path / "train" / f"all__{name}.npy", array)
-    about = {"pad_id": 0, "ignore_label_id": None, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": 4,
-             "num_puzzle_identifiers": 1, "total_groups": 2, 
-             "mean_puzzle_examples": 1, "total_puzzles": 2, "sets": ["all"]}  # fmt: skip
-    (tmp_path / "train" / "dataset.json").write_text(json.dumps(about))
-    (tmp_path / "identifiers.json").write_text('["<blank>"]')
-    data = read(tmp_path, "train")
-    assert data.ratings_G is None and data.num_identifiers == 1
-    assert (next(data.batches(2, seed=0))["labels"] == 2).all()
-
-
 def test_made_once_and_again_only_if_not_whole(tmp_path):
     Counted.asked.clear()
     first = load(Counted(), tmp_path)

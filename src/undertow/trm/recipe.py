@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from undertow.recipe import Run, component
 from undertow.recipe_sections import Bad, Positive, Section, choices, one_line
 from undertow.trm.config import Network
-from undertow.trm.puzzles import PUZZLES, Folder, Source
+from undertow.trm.puzzles import PUZZLES, Cells, Folder, Source
 from undertow.trm.settings import TRMTraining
 
 Sure = Annotated[float, Field(gt=0, lt=1)]
@@ -83,8 +83,10 @@ def source_of(value) -> Source:
 
 
 def title(source: Source) -> str:
-    """`Sudoku 4x4`."""
+    """`Sudoku 4x4`; of puzzles of an unknown kind, the name of their folder."""
     if isinstance(source, Folder):
+        if isinstance(source.source, Cells):
+            return source.place.resolve().name
         source = source.source
     size = getattr(source, "size", None)
     rows, columns = size if isinstance(size, tuple) else (size, size)

@@ -113,7 +113,9 @@ def measure(model: TRM, test: PuzzleData, settings: PuzzleEvaluation) -> dict:
     and `attempts`, the two with most votes.
     """
     count = settings.puzzles
-    rows = dataclasses.replace(test, inputs_ES=test.inputs_ES[:count], labels_ES=test.labels_ES[:count])
+    rows = test
+    if count is not None and count < len(test):
+        rows = dataclasses.replace(test, inputs_ES=test.inputs_ES[:count], labels_ES=test.labels_ES[:count])
     if rows.labelled:
         found = solving.evaluate(model, rows.in_order(settings.batch_size), settings.precision, settings.sure)
         del found["steps"]  # of a result, those of training
