@@ -211,8 +211,15 @@ def test_data_writes_puzzles_that_a_recipe_reads(capsys, tmp_path):
 
 def test_compare(capsys, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = [{"name": "TRM"}, {"name": "transformer", "network": {"variant": "transformer", "layers": 2}}]
-    plan = {k: v for k, v in tiny.VALUES.items() if k != "name"} | {"seeds": [0, 1], "models": models}
+    shared = {
+        k: v for k, v in tiny.VALUES["network"].items() if k not in ("inner", "outer")
+    }  # the transformer has none
+    models = [
+        {"name": "TRM", "network": {"inner": 1, "outer": 2}},
+        {"name": "transformer", "network": {"variant": "transformer", "layers": 2}},
+    ]
+    plan = {k: v for k, v in tiny.VALUES.items() if k != "name"}
+    plan |= {"network": shared, "seeds": [0, 1], "models": models}
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     status, out, err = call(capsys, "compare", "pair.yaml", "--device", "cpu", "--set", "training.steps=2")
     assert status == 0, err
@@ -239,6 +246,7 @@ def test_compare(capsys, runs, tmp_path, monkeypatch):
         ({"budget": {"steps": 3}}, "budget: models of puzzles have training.steps"),
         ({"models": [{"name": "a"}, {"name": "b", "puzzle": "Sudoku(size=6)"}]}, r"models\[1\].puzzle: all models"),
         ({"models": [{"name": "a"}, {"name": "b", "flops_of": "a"}]}, "flops_of: 'a': not of puzzles"),
+        ({"network": {"inner": 2}}, r"network.inner: 2: does not apply to variant: transformer"),
     ):
         with pytest.raises(RecipeError, match=said):
             compare.parse(plan | change, "x")

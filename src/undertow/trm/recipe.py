@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from undertow.recipe import Run, component
 from undertow.recipe_sections import Bad, Positive, Section, choices, one_line
@@ -42,6 +42,23 @@ class PuzzleRecipe(Run):
     @classmethod
     def _source(cls, value):
         return source_of(value)
+
+    @model_validator(mode="after")
+    def _read(self):
+        """Every key that is not left as it is, is read by what runs."""
+        network = self.network
+        for applies, where, section, keys in (
+            (network.variant != "transformer", "variant: transformer", "network", ("inner", "outer")),
+            (network.mixing != "mlp", "mixing: mlp", "network", ("heads",)),
+            (network.vector > 0, "puzzle_width: 0", "network", ("prefix",)),
+            (network.vector > 0, "puzzle_width: 0", "training", ("puzzle_learning_rate", "puzzle_decay")),
+            (network.max_steps > 1, "max_steps: 1", "training", ("exploration",)),
+        ):
+            for key in () if applies else keys:
+                held = getattr(self, section)
+                if (given := getattr(held, key)) != type(held).model_fields[key].default:
+                    raise Bad(f"{section}.{key}", f"{given!r}: does not apply to {where}; leave it out")
+        return self
 
     @property
     def runner(self) -> ModuleType:
