@@ -22,6 +22,7 @@ from undertow.trm.puzzles.solver import BOXES, Cells, fill, reduce, search
 
 _LEAST_CLUES = 17  # fewer leave a Sudoku of size 9 more than one solution (McGuire et al., arXiv 1201.0749)
 _SEARCHED = 1000  # of a file's puzzles so many are searched for a second solution, with at most as many wrong guesses
+_BETWEEN = str.maketrans("", "", "|+-")  # the lines between boxes
 _TRIES = 1000  # grids in a row that give no puzzle as asked, before that is said to be impossible
 
 
@@ -94,7 +95,7 @@ class Sudoku(Source):
         Raises:
             ValueError: another symbol, or not as many cells as the Sudoku has.
         """
-        read = [c for c in text if not (c.isspace() or c in "|+-")]
+        read = _symbols(text)
         cells = [0 if c in "._" else int(c) if c in "0123456789" else -1 for c in read]
         if wrong := [c for c, cell in zip(read, cells, strict=True) if not 0 <= cell <= self.size]:
             raise ValueError(
@@ -270,7 +271,7 @@ def _cycles(lines: list[Cells], block: int) -> tuple:
 
 def _symbols(text: str) -> str:
     """The cells of a question as a text, without what may stand between them."""
-    return "".join(c for c in text if not (c.isspace() or c in "|+-"))
+    return "".join(text.split()).translate(_BETWEEN)
 
 
 def _plain(text: str) -> str:
