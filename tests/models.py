@@ -81,9 +81,9 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradient of every parameter (zeros where the loss does not reach)."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = dict(zip(learned, torch.autograd.grad(loss, list(learned.values()), allow_unused=True), strict=True))
+    return {n: torch.zeros_like(p) if found.get(n) is None else found[n] for n, p in model.named_parameters()}
 
 
 def gradient_gap(a: dict, b: dict) -> float:

@@ -198,16 +198,11 @@ class Executor:
 
     def steps(self, steps: tuple[Step, ...], state: Mapping, frame: Frame, seq: Sequence, written: Written) -> dict:
         """Run steps on the rows of `state`; keys and values go into `written`."""
-        state, cut = dict(state), set[str]()
+        state, cut = dict(state), False
         for step in steps:
             if cut and step.grad:
-                # Start vectors of registers that rounds without gradient wrote: theirs passes straight through.
-                for register, name in self.program.starts:
-                    if register in cut:
-                        start = self.modules[name]()
-                        state[register] = state[register] + (start - start.detach())
                 _forget_casts()
-            cut = set() if step.grad else cut | set(step.writes)
+            cut = not step.grad
             with nullcontext() if step.grad else torch.no_grad():
                 y = self._visit(step, state, frame, seq, written)
             state.update(dict.fromkeys(step.writes, y))

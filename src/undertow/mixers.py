@@ -38,11 +38,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class Start(nn.Module):
-    """A learned start vector of a register, N(0, 0.02) (GPTTRM `z_L`, `z_H`). Returns `_D`."""
+    """A start vector of a register, N(0, 0.02) (GPTTRM `z_L`, `z_H`), learned if `trained`. Returns `_D`."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, trained: bool = True):
         super().__init__()
-        self.value_D = nn.Parameter(0.02 * torch.randn(width))
+        self.value_D = nn.Parameter(0.02 * torch.randn(width), requires_grad=trained)
 
     def forward(self) -> Tensor:
         return self.value_D

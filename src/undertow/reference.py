@@ -64,12 +64,8 @@ class _Run:
 
     def visits(self, steps, state: dict, rows: list[int], m_BSND: Tensor | None, mix_BS: Tensor, kv: dict) -> dict:
         """Run steps on the rows, dense; `kv` maps slots to their buffers and is updated."""
-        state, cut = dict(state), set[str]()
+        state = dict(state)
         for step in steps:
-            for register, name in self.program.starts:
-                if step.grad and register in cut:
-                    state[register] = state[register] + self.modules[name]() - self.modules[name]().detach()
-            cut = set() if step.grad else cut | set(step.writes)
             with torch.set_grad_enabled(torch.is_grad_enabled() and step.grad):
                 y = self.visit(step, state, rows, m_BSND, mix_BS, kv)
             state.update(dict.fromkeys(step.writes, y))

@@ -24,10 +24,20 @@ def evaluate(folder: Path, overrides: Sequence[str], device: str) -> None:
     from undertow.trm import run
 
     found = run.evaluate(folder, overrides, device)
+    if found["exact_accuracy"] is None:
+        out.print(table({folder.name: [found]}), accuracy_line(found))
+        return
     out.print(table({folder.name: [found]}), "", _by_step(found), "", _exits(found))
     for k, right in found.get("passes", {}).items():
         out.print(f"pass@{k}: {right:.1%}", highlight=False)
-    out.print(f"{found['puzzle']} exact accuracy: {100 * found['exact_accuracy']:.1f} %", highlight=False)
+    out.print(accuracy_line(found), highlight=False)
+
+
+def accuracy_line(found: dict) -> str:
+    """What a run came to, in a line."""
+    right = found["exact_accuracy"]
+    said = "not measured: no test puzzle has an answer" if right is None else f"{100 * right:.1f} %"
+    return f"{found['puzzle']} exact accuracy: {said}"
 
 
 def _by_step(found: dict) -> Table:

@@ -40,7 +40,9 @@ def train(
         bars.measured(chosen.name, result)
     out.print(table({chosen.name: [result]}))
     if "puzzle" in result:
-        out.print(f"{result['puzzle']} exact accuracy: {100 * result['exact_accuracy']:.1f} %", highlight=False)
+        from undertow.cli import puzzles
+
+        out.print(puzzles.accuracy_line(result), highlight=False)
     elif report.speaks():
         report.write(folder, device, data)
     out.print(f"Everything lies in {folder}", soft_wrap=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import matrix
 import undertow as ut
@@ -69,17 +69,15 @@ def written_out(model, x, allowed):
     config, mine = model.depth, model.undertow
     Z, Y = block(config.form, [mine[f"trm_{i}"] for i in range(config.layers)], allowed)
     dual = config.form == "dual"
-    z0, y0 = (torch.zeros_like(x), x) if dual else (mine[f"trm_start_{r}"].value_D.expand_as(x) for r in "zy")
-    z, y = z0, y0
+    z, y = (torch.zeros_like(x), x) if dual else (mine[f"trm_start_{r}"].value_D.expand_as(x) for r in "zy")
     for c in range(config.outer):
         live = config.outer - c <= config.grad_cycles
         with torch.set_grad_enabled(torch.is_grad_enabled() and live):
             for _ in range(config.inner):
                 z = Z(z, y, x)
             y = Y(y, z)
-        if not live:  # the start's gradient passes straight through
-            straight = x if dual else y0
-            z, y = (z if dual else z + z0 - z0.detach()), y + straight - straight.detach()
+        if dual and not live:  # there the register is y - x, and x carries its gradient all along
+            y = y + x - x.detach()
     s = torch.sigmoid(mine["trm_gate"].gate) if "trm_gate" in mine and hasattr(mine["trm_gate"], "gate") else 1.0
     return s * y + (1 - s) * x
 
@@ -111,7 +109,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("depth", VARIANTS, ids=str)
 def test_the_recursion_written_out(depth):
-    """Outputs and the gradient of every parameter, start vectors too."""
+    """Outputs and the gradient of every parameter, start vectors too where every cycle is live."""
     model, x = build("gpt2", depth=depth), ids(2, T)
     at = LAYERS // 2 if depth.insert is None else depth.insert
     w = torch.randn(2, T, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -119,8 +117,8 @@ def test_the_recursion_written_out(depth):
     assert gap(out, mine) < 1e-9
     a, b = gradients(model, (out * w).sum()), gradients(model, (mine * w).sum())
     assert gradient_gap(a, b) < 1e-9
-    reached = {name: float(g.norm()) for name, g in a.items() if name.startswith("undertow.")}
-    assert min(reached.values()) > 0, reached
+    learned = {name for name, p in model.undertow.named_parameters(prefix="undertow") if p.requires_grad}
+    assert {name for name, g in a.items() if name.startswith("undertow.") and g.norm() > 0} == learned
 
 
 def test_cycles_without_gradient_give_none():
@@ -154,6 +152,37 @@ SMALL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, vocab_size=V,
     max_position_embeddings=96, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["scratch", "wrapped"])
+def test_weights_and_biases_begin_as_published(form, wrapped):
+    """Uniform in +-1/sqrt(fan in), the bounds reached, every tenth of the range as full as the next."""
+    width = 128
+    config = LlamaConfig(**SMALL | {"hidden_size": width})
+    depth = ut.TRMBlock(form=form)
+    model = (
+        ut.wrap(AutoModelForCausalLM.from_config(config), depth=depth)
+        if wrapped
+        else ut.from_scratch(config, depth=depth)
+    )
+    for name in ("trm_0", "trm_1"):
+        layer = model.undertow[name]
+        assert {n for n, _ in layer.named_parameters() if n.endswith("bias")} == {
+            "qkv.bias", "out.bias", "norm_attention.bias", "norm_mlp.bias",
+        }  # fmt: skip
+        for linear in (layer.qkv, layer.out, layer.gate, layer.up, layer.down):
+            bound = linear.in_features**-0.5
+            for drawn in (linear.weight, linear.bias):
+                if drawn is None:
+                    continue
+                share = torch.histc(drawn.detach() / bound, 10, -1, 1) / drawn.numel()
+                assert float(share.sum()) == pytest.approx(1) and float(drawn.abs().max()) <= bound
+                spread = 6 * (0.1 * 0.9 / drawn.numel()) ** 0.5  # six deviations of a tenth's share
+                assert float((share - 0.1).abs().max()) < spread
+    if not wrapped and form != "dual":
+        start = torch.stack([model.undertow[f"trm_start_{r}"].value_D for r in "zy"])
+        assert float(start.std()) == pytest.approx(0.02, rel=0.25)
 
 
 def test_where_the_block_stands():

@@ -11,6 +11,7 @@ from models import build, ids
 from undertow.recipe import RecipeError, Training
 from undertow.training import optimisers
 from undertow.training.optimisers import MuonAdamW, NanochatMuon, multipliers, nanochat_groups, parameter_groups
+from undertow.training.run import freeze
 
 BATCH = 1 << 19
 
@@ -77,9 +78,19 @@ def test_muon_takes_the_hidden_matrices(family):
     model = build(family, depth=ut.TRMBlock(layers=1), time=ut.LRT())
     found = by_name(model, parameter_groups(model, Training(optimiser="muon"), BATCH))
     inside = ("layers.", ".h.", "undertow.")
-    for name, parameter in model.named_parameters():
+    for name, parameter in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
         assert found[name]["muon"] == (parameter.ndim == 2 and any(part in name for part in inside)), name
     assert {group["muon"] for group in found.values()} == {True, False}
+
+
+def test_what_never_learns_stays_out_when_parts_are_frozen():
+    """Start vectors that no gradient reaches: a process of several would wait for one."""
+    for cycles, learned in ((1, False), (2, True)):
+        model = build("gpt2", depth=ut.TRMBlock(layers=1, outer=2, grad_cycles=cycles))
+        freeze(model, "undertow")
+        found = by_name(model, parameter_groups(model, Training(), BATCH))
+        assert ("undertow.trm_start_z.value_D" in found) == learned and "undertow.trm_0.qkv.weight" in found
+        assert all(name.startswith("undertow.") for name in found)
 
 
 def test_tables_of_embeddings_are_not_matrices():

@@ -1,6 +1,7 @@
 """ARC: canvas and crop, forms and their undoing, votes; invented puzzles go through all of it and come back."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from undertow.trm.puzzles import ARC, load
 from undertow.trm.puzzles.arc import END, SIDE, all_forms, canvas, crop, original
-from undertow.trm.puzzles.voting import Vote, key, rank, score, votes
+from undertow.trm.puzzles.voting import Vote, key, rank, score, submission, votable, votes
 
 grids = arrays.arrays(np.uint8, st.tuples(st.integers(1, SIDE), st.integers(1, SIDE)), elements=st.integers(0, 9))
 
@@ -250,13 +251,143 @@ def test_kaggle_files_and_files_of_many(folder, tmp_path):
         list(ARC(str(tmp_path / "kaggle")).groups("test"))
 
 
+def kaggle(folder, hidden: bool = True):
+    """The ARC Prize as it is unzipped; the hidden set is the first training puzzle and one of its own, no answers."""
+    folder.mkdir()
+    parts = {"training": [puzzle(i) for i in range(3)], "evaluation": [puzzle(10), puzzle(11, 2, 2)]}
+    for part, tasks in parts.items():
+        tasks = {f"{part[0]}{i}": task for i, task in enumerate(tasks)}
+        answers = {name: [pair.pop("output") for pair in task["test"]] for name, task in tasks.items()}
+        (folder / f"arc-agi_{part}_challenges.json").write_text(json.dumps(tasks))
+        (folder / f"arc-agi_{part}_solutions.json").write_text(json.dumps(answers))
+        if part == "training" and hidden:
+            own = puzzle(20, 2, 2)
+            for pair in own["test"]:
+                del pair["output"]
+            (folder / "arc-agi_test_challenges.json").write_text(json.dumps({"t0": tasks["t0"], "h0": own}))
+    attempts = {"h0": [{"attempt_1": [[0, 0]], "attempt_2": [[0, 0]]}]}
+    (folder / "sample_submission.json").write_text(json.dumps(attempts))
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "._sample_submission.json").write_bytes(b"\0\1")
+    return folder
+
+
+def found(source: ARC, split: str) -> tuple[list[str], list[str]]:
+    """Names of the puzzles, and what was said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        names = [group.names_P[0] for group in source.groups(split)]
+    return names, [str(one.message) for one in said]
+
+
+def test_the_folder_of_the_arc_prize_as_unzipped(tmp_path):
+    place = kaggle(tmp_path / "arc-prize")
+    whole = ARC(str(place), augmentations=1)
+    names, said = found(whole, "test")
+    assert sorted(names) == ["e0", "e1", "h0", "t0", "t1", "t2"]
+    assert said == [
+        f"{place}: 1 puzzles are there more than once, the same: taken once",
+        "ARC test=: 2 of 8 test pairs have no answer: answered, not scored",
+    ]
+    assert sorted(found(whole, "train")[0]) == sorted(names) and not found(whole, "train")[1]
+    for group in whole.groups("test"):
+        assert group.labels_ES.any() == (group.names_P[0] != "h0") and group.inputs_ES.any()
+    train, test = str(place / "arc-agi_training_challenges.json"), str(place / "arc-agi_evaluation_challenges.json")
+    assert found(ARC(test, train, augmentations=1), "train") == (["t0", "t1", "t2", "e0", "e1"], [])
+    hidden = str(place / "arc-agi_test_challenges.json")
+    assert found(ARC((test, hidden), augmentations=1), "test")[0] == ["e0", "e1", "t0", "h0"]
+    names, said = found(ARC(test, hidden, augmentations=1), "train")
+    assert names == ["t0", "h0", "e0", "e1"] and said == ["ARC train=: 3 test pairs have no answer: not trained on"]
+    for group in ARC(test, hidden, augmentations=1).groups("train"):
+        assert group.labels_ES.any(1).all()  # only what has a label is trained on
+    with pytest.raises(ValueError, match="t0 is in train= and in test="):
+        found(ARC(hidden, train), "train")
+
+
+def test_answers_or_attempts_in_place_of_puzzles_are_one_line(tmp_path):
+    place = kaggle(tmp_path / "arc-prize")
+    for name, said in {
+        "arc-agi_evaluation_solutions": "holds answers and no puzzles; give arc-agi_evaluation_challenges.json, with",
+        "sample_submission": "holds attempts and no puzzles; give a file of puzzles",
+    }.items():
+        for split in ("train", "test"):
+            with pytest.raises(ValueError, match=f"{name}.json: {said}") as error:
+                found(ARC(str(place / f"{name}.json")), split)
+            assert "\n" not in str(error.value)
+    for path in place.glob("*_challenges.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="arc-prize: holds no puzzles .only answers"):
+        found(ARC(str(place)), "test")
+
+
+def test_answers_that_come_later_are_another_source(tmp_path):
+    """Named by its questions alone, the file of answers belongs to what it is: a cache would stay without them."""
+    place = kaggle(tmp_path / "arc-prize")
+    source = ARC(str(place / "arc-agi_evaluation_challenges.json"), augmentations=0)
+    assert {path.name for path in source.files()} == {
+        "arc-agi_evaluation_challenges.json", "arc-agi_evaluation_solutions.json",
+    }  # fmt: skip
+    answers = place / "arc-agi_evaluation_solutions.json"
+    later = answers.read_text()
+    answers.unlink()
+    with pytest.warns(UserWarning, match="3 of 3 test pairs have no answer"):
+        assert not load(source, tmp_path / "cache").test.labelled
+    answers.write_text(later)
+    assert load(source, tmp_path / "cache").test.labelled
+    answers.write_text(json.dumps({"e0": json.loads(later)["e0"]}))
+    with pytest.raises(ValueError, match="e1, test pair 1: lacks"):
+        found(source, "test")
+
+
+def test_the_same_puzzle_under_another_name_is_said(tmp_path):
+    for folder, name in (("train", "a"), ("test", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.json").write_text(json.dumps(puzzle(1)))
+    names, said = found(ARC(str(tmp_path / "test"), str(tmp_path / "train"), augmentations=0), "train")
+    assert names == ["a", "b"] and len(said) == 1
+    assert "1 puzzles are in test= too, under other names: what is tested is trained on" in said[0]
+
+
+def test_two_of_one_name_must_be_the_same(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.json").write_text(json.dumps(puzzle(1)))
+    (tmp_path / "many.json").write_text(json.dumps({"x": puzzle(2)}))
+    with pytest.raises(ValueError, match="x is there more than once in .*, and not the same"):
+        found(ARC(str(tmp_path)), "test")
+
+
+def test_what_has_no_answer_gets_attempts_and_no_score(tmp_path):
+    with pytest.warns(UserWarning, match="2 of 8"):
+        data = load(ARC(str(kaggle(tmp_path / "arc-prize")), augmentations=2), tmp_path / "cache").test
+    cast = []
+    for number, batch in enumerate(data.in_order(16)):
+        inputs, identifiers = batch["inputs"].numpy(), batch["puzzle_identifiers"].numpy()
+        cast += votes(data, inputs, identifiers, oracle(data, batch, number), np.zeros(16))
+    result = score(data, cast)
+    assert set(result.passes.values()) == {1.0}  # h0 counts in none
+    made = submission(result)
+    assert {name: len(asked) for name, asked in made.items()} == {
+        "e0": 1, "e1": 2, "h0": 2, "t0": 1, "t1": 1, "t2": 1,
+    }  # fmt: skip
+    answers = json.loads((tmp_path / "arc-prize" / "arc-agi_evaluation_solutions.json").read_text())
+    assert [one["attempt_1"] for one in made["e1"]] == answers["e1"]
+    assert all(set(one) == {"attempt_1", "attempt_2"} for asked in made.values() for one in asked)
+    hidden = score(data, [vote for vote in cast if vote.puzzle == "h0"])
+    assert votable(data) and set(hidden.passes.values()) == {0.0}
+
+
 @pytest.mark.parametrize("text, said", [
     ("{", "not JSON"), ("[]", "is list"), ("{}", "holds no puzzles"), ('{"train": [], "test": []}', "pairs in train"),
     (json.dumps({"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": [{}]}), "equally long"),
     (json.dumps({"train": [{"input": [[10]], "output": [[1]]}], "test": [{}]}), "from 0 to 9"),
     (json.dumps({"train": [{"input": [[0.5]], "output": [[1]]}], "test": [{}]}), "whole numbers"),
     (json.dumps({"train": [{"input": [[1] * 31], "output": [[1]]}], "test": [{}]}), "1 to 30"),
-    (json.dumps({"train": [{"input": [[1]], "output": [[1]]}], "test": [{"input": [[1]]}]}), "test pair 1: lacks"),
+    (json.dumps({"train": [{"input": [[1]]}], "test": [{"input": [[1]]}]}), "train pair 1: lacks"),
+    (json.dumps({"train": [{"input": [[1]], "output": [[1]]}], "test": [{"output": [[1]]}]}), "test pair 1: lacks"),
+    (json.dumps({"train": [[[1]]], "test": [{}]}), "train pair 1: is list"),
+    (json.dumps({"a": [[[1, 2]]], "b": [[[3]]]}), "holds answers and no puzzles; give a file of puzzles"),
+    (json.dumps({"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]}), "holds attempts and no puzzles"),
+    (json.dumps({"a": 1}), "pairs in train and in test"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, text, said):
     path = tmp_path / "bad.json"

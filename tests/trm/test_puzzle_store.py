@@ -166,26 +166,6 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_folder_of_the_published_scripts(tmp_path):
-    """As `build_sudoku_dataset.py` writes it: int32 offsets, no ratings, no account of what made it."""
-    (tmp_path / "train").mkdir()
-    arrays = {
-        "inputs": np.ones((3, 4), dtype=np.uint8), "labels": np.ones((3, 4), dtype=np.uint8) * 2,
-        "puzzle_identifiers": np.zeros(3, dtype=np.int32), "puzzle_indices": np.arange(4, dtype=np.int32),
-        "group_indices": np.array([0, 1, 3], dtype=np.int32),
-    }  # fmt: skip
-    for name, array in arrays.items():
-        np.save(tmp_path / "train" / f"all__{name}.npy", array)
-    about = {"pad_id": 0, "ignore_label_id": None, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": 4,
-             "num_puzzle_identifiers": 1, "total_groups": 2, 
-             "mean_puzzle_examples": 1, "total_puzzles": 2, "sets": ["all"]}  # fmt: skip
-    (tmp_path / "train" / "dataset.json").write_text(json.dumps(about))
-    (tmp_path / "identifiers.json").write_text('["<blank>"]')
-    data = read(tmp_path, "train")
-    assert data.ratings_G is None and data.num_identifiers == 1
-    assert (next(data.batches(2, seed=0))["labels"] == 2).all()
-
-
 def test_made_once_and_again_only_if_not_whole(tmp_path):
     Counted.asked.clear()
     first = load(Counted(), tmp_path)
@@ -223,11 +203,11 @@ def test_another_option_or_file_is_another_folder(tmp_path):
     for count, source in enumerate([Maze(4, 2, 1), Maze(4, 2, 1, seed=1), Maze(4, 2, 1, loops=0.0)], start=1):
         load(source, tmp_path / "cache")
         assert folders() == count
-    for answer in ("SoG#", "S G#"):
-        for split in ("train", "test"):
-            (tmp_path / f"{split}.csv").write_text(f"source,question,answer,rating\nown,S G#,{answer},1\n")
+    (tmp_path / "test.csv").write_text("source,question,answer,rating\nown,SG##,SG##,1\n")
+    for answer in ("So G", "S oG"):
+        (tmp_path / "train.csv").write_text(f"source,question,answer,rating\nown,S  G,{answer},1\n")
         data = load(Maze(2, 1, 1, 0, path=str(tmp_path)), tmp_path / "cache")
-        assert (data.train.labels_ES == 5).sum() == answer.count("o")
+        assert (data.train.labels_ES == 5).argmax() == answer.index("o")
     assert folders() == 5
 
 

@@ -211,8 +211,15 @@ def test_data_writes_puzzles_that_a_recipe_reads(capsys, tmp_path):
 
 def test_compare(capsys, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = [{"name": "TRM"}, {"name": "transformer", "network": {"variant": "transformer", "layers": 2}}]
-    plan = {k: v for k, v in tiny.VALUES.items() if k != "name"} | {"seeds": [0, 1], "models": models}
+    shared = {
+        k: v for k, v in tiny.VALUES["network"].items() if k not in ("inner", "outer")
+    }  # the transformer has none
+    models = [
+        {"name": "TRM", "network": {"inner": 1, "outer": 2}},
+        {"name": "transformer", "network": {"variant": "transformer", "layers": 2}},
+    ]
+    plan = {k: v for k, v in tiny.VALUES.items() if k != "name"}
+    plan |= {"network": shared, "seeds": [0, 1], "models": models}
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     status, out, err = call(capsys, "compare", "pair.yaml", "--device", "cpu", "--set", "training.steps=2")
     assert status == 0, err
@@ -239,6 +246,7 @@ def test_compare(capsys, runs, tmp_path, monkeypatch):
         ({"budget": {"steps": 3}}, "budget: models of puzzles have training.steps"),
         ({"models": [{"name": "a"}, {"name": "b", "puzzle": "Sudoku(size=6)"}]}, r"models\[1\].puzzle: all models"),
         ({"models": [{"name": "a"}, {"name": "b", "flops_of": "a"}]}, "flops_of: 'a': not of puzzles"),
+        ({"network": {"inner": 2}}, r"network.inner: 2: does not apply to variant: transformer"),
     ):
         with pytest.raises(RecipeError, match=said):
             compare.parse(plan | change, "x")
@@ -262,6 +270,50 @@ def test_sweep(capsys, runs, tmp_path, monkeypatch):
     assert "exact" in (tmp_path / "f/table.txt").read_text()
 
 
+ARC_TINY = {
+    "network": {
+        "width": 4,
+        "heads": 1,
+        "inner": 1,
+        "outer": 1,
+        "layers": 1,
+        "prefix": 1,
+        "max_steps": 1,
+        "round_to": 4,
+    },
+    "training": {"steps": 1, "batch_size": 2, "precision": "float32"},
+    "evaluation": {"puzzles": None, "batch_size": 4},
+}
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_hidden_test_set_gets_attempts(capsys, tmp_path, monkeypatch, recwarn, answered):
+    """As Kaggle takes them, beside the result; where no test puzzle has an answer, nothing is measured, and said."""
+    monkeypatch.chdir(tmp_path)
+    pair = {"input": [[1, 2], [3, 4]], "output": [[5, 6], [7, 8]]}
+    tasks = {name: {"train": [pair, pair], "test": [{"input": [[1, 1]]}] * 2} for name in "ab"}
+    (tmp_path / "arc_test_challenges.json").write_text(json.dumps(tasks))
+    if answered:
+        (tmp_path / "arc_test_solutions.json").write_text(json.dumps({name: [[[2]], [[2]]] for name in tasks}))
+    values = {"puzzle": {"puzzle": "ARC", "test": "arc_test_challenges.json", "augmentations": 1}} | ARC_TINY
+    (tmp_path / "hidden.yaml").write_text(yaml.safe_dump(values))
+    status, out, err = call(capsys, "train", "hidden.yaml", "--device", "cpu", "--out", "run")
+    assert status == 0, err
+    said = [str(one.message) for one in recwarn if "test pairs" in str(one.message)]
+    assert said == ([] if answered else ["ARC test=: 4 of 4 test pairs have no answer: answered, not scored"])
+    assert "ARC exact accuracy: " + ("" if answered else "not measured: no test puzzle has an answer") in out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["exact_accuracy"] is None, "passes" in result) == (not answered, answered)
+    attempts = json.loads((tmp_path / "run/attempts.json").read_text())
+    assert {name: [set(one) for one in asked] for name, asked in attempts.items()} == {
+        name: [{"attempt_1", "attempt_2"}] * 2 for name in "ab"
+    }
+    (tmp_path / "run/attempts.json").unlink()
+    status, again, err = call(capsys, "eval", "run", "--device", "cpu")
+    assert status == 0 and ("not measured" in again) == (not answered), err
+    assert json.loads((tmp_path / "run/attempts.json").read_text()) == attempts
+
+
 def test_arc_votes_are_counted(tmp_path):
     """With an oracle for a model every puzzle is right; with one that copies, none is."""
     grid = [[1, 2], [3, 4]]
@@ -283,4 +335,4 @@ def test_arc_votes_are_counted(tmp_path):
     for known in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(solving, "answers", answering(known))
-            assert run.votes(None, test, PuzzleEvaluation(batch_size=3))["2"] == float(known)
+            assert run.votes(None, test, PuzzleEvaluation(batch_size=3)).passes[2] == float(known)

@@ -59,6 +59,13 @@ def test_the_solver_finds_what_brute_force_finds(seed, clues):
     assert sorted(found) == sorted(brute(4, list(puzzle)))
 
 
+def test_a_search_gives_up_after_as_many_wrong_guesses_as_it_may_make():
+    hard = [int(c) for c in "400000805030000000000700000020000060000080400000010000000603070500200000104000000"]
+    (solution,), wrong = search(9, hard)
+    assert wrong > 20 and search(9, hard, most=wrong) == ([solution], wrong)
+    assert search(9, hard, most=3)[1] <= wrong // 2
+
+
 def test_what_contradicts_has_no_solution():
     assert search(4, [1, 1] + [0] * 14) == ([], 1)
 
@@ -196,28 +203,31 @@ def csv(path, rows):
     path.write_text("source,question,answer,rating\n" + "".join(f"own,{q},{a},{r}\n" for q, a, r in rows))
 
 
+def solved(rng) -> tuple[str, str]:
+    """A question and its answer, as published."""
+    solution = fill(9, rng)
+    puzzle = reduce(9, solution, rng, 40)
+    return "".join(".123456789"[d] for d in puzzle), "".join(map(str, solution))
+
+
 def test_the_published_files(tmp_path):
     rng = random.Random(0)
-    rows = []
-    for rating in range(6):
-        solution = fill(9, rng)
-        puzzle = reduce(9, solution, rng, 40)
-        rows.append(("".join(".123456789"[d] for d in puzzle), "".join(map(str, solution)), rating))
-    csv(tmp_path / "train.csv", rows)
-    csv(tmp_path / "test.csv", rows[:2])
+    rows = [(*solved(rng), rating) for rating in range(6)]
+    csv(tmp_path / "train.csv", rows[1:])
+    csv(tmp_path / "test.csv", [rows[0], (*solved(rng), 4)])
     source = Sudoku(path=str(tmp_path), train=3, test=9, augmentations=2, rating=1)
     found = examples(source, "train")
     assert len(found) == 3 and all(inputs.shape == (3, 81) and rating >= 1 for inputs, _, rating in found)
     texts = {tuple(source.parse(q).tolist()): tuple(source.parse(a).tolist()) for q, a, _ in rows[1:]}
     assert all(texts[tuple(inputs[0])] == tuple(labels[0]) for inputs, labels, _ in found)
     assert len(examples(source, "test")) == 1  # rating 0 is left out
-    csv(tmp_path / "train.csv", [(rows[0][0], rows[1][1], 1)])
+    csv(tmp_path / "train.csv", [(rows[2][0], rows[1][1], 1)])
     with pytest.raises(ValueError, match=r"train\.csv, record 1: the answer is no solution"):
         examples(source, "train")
-    csv(tmp_path / "train.csv", [(rows[0][0][1:], rows[0][1], 1)])
+    csv(tmp_path / "train.csv", [(rows[2][0][1:], rows[2][1], 1)])
     with pytest.raises(ValueError, match="record 1: .*has 80"):
         examples(source, "train")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         examples(Sudoku(path=str(tmp_path / "none")), "train")
 
 

@@ -85,7 +85,7 @@ SIZES = [  # spec: parameters without the puzzles' vectors, at d = 512 and at d 
     ("sudoku-mlp", {"seq_len": 81, "vocab_size": 11}, {"mixing": "mlp", "positions": "none"}, 5_028_866),
     ("singlez", {"seq_len": 81, "vocab_size": 11}, {"variant": "singlez"}, 6_828_034),
     ("hier6", {"seq_len": 81, "vocab_size": 11}, {"variant": "hier6"}, 6_828_034),
-    ("hrm", {"seq_len": 81, "vocab_size": 11}, {"variant": "hrm", "layers": 4, "prefix": 1}, 27_275_266),
+    ("hrm", {"seq_len": 81, "vocab_size": 11}, {"variant": "hrm", "layers": 4}, 27_275_266),
     ("plain", {"seq_len": 81, "vocab_size": 11}, {"variant": "transformer", "layers": 8, "heads": 12}, 27_144_194),
     ("maze", {"seq_len": 900, "vocab_size": 6}, {}, 6_822_914),
     ("arc", {"seq_len": 900, "vocab_size": 12}, {}, 6_829_058),
@@ -100,7 +100,7 @@ SIZES = [  # spec: parameters without the puzzles' vectors, at d = 512 and at d 
     (
         "small-hrm",
         {"seq_len": 81, "vocab_size": 11, "width": 128, "heads": 4},
-        {"variant": "hrm", "layers": 4, "prefix": 1},
+        {"variant": "hrm", "layers": 4},
         2_100_226,
     ),
     (
@@ -141,6 +141,22 @@ def test_only_the_first_prefix_token_holds_a_vector_as_wide_as_the_network():
     model = tiny.model()
     x = model.embed(torch.ones(1, tiny.L, dtype=torch.int64), torch.ones(1, 16, dtype=torch.float64))
     assert x.shape == (1, 2 + tiny.L, 16) and (x[0, 0] == 4).all() and not x[0, 1].any()
+
+
+@pytest.mark.parametrize("variant", ["trm", "singlez", "hier6", "hrm", "transformer"])
+def test_the_prefix_is_as_long_as_published(variant):
+    """16 tokens, but in the two older models ceil(width of the vector / width); what a recipe says comes first."""
+    for vector, needed in ((None, 1), (16, 1), (17, 2), (40, 3), (0, 0)):
+        config = tiny.config(variant=variant, puzzle_width=vector, prefix=None, layers=1)
+        assert config.prefixed == (needed if variant in ("hrm", "transformer") or vector == 0 else 16)
+        assert config.tokens == tiny.L + config.prefixed
+        model = TRM(config)
+        vectors = model.vectors(torch.zeros(2, dtype=torch.int64))
+        _, logits, _ = model(model.start(2), torch.ones(2, tiny.L, dtype=torch.int64), vectors)
+        assert logits.shape == (2, tiny.L, tiny.V)
+    assert tiny.config(variant=variant, prefix=5).prefixed == 5
+    with pytest.raises(ValidationError, match="exceeds prefix"):
+        tiny.config(variant=variant, prefix=1, puzzle_width=17)
 
 
 @pytest.mark.parametrize(

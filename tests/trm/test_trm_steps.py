@@ -13,6 +13,7 @@ from undertow.trm.halting import least_steps
 from undertow.trm.losses import losses, softmax, stablemax
 from undertow.trm.optimisers import AdamATan2, rate
 from undertow.trm.puzzle_embeddings import PuzzleEmbeddings
+from undertow.trm.solving import answers
 
 # ------------------------------------------------------------------ losses
 
@@ -76,9 +77,23 @@ def test_the_loss_is_the_published_sum():
 # ------------------------------------------------------------------ halting
 
 
-@pytest.mark.parametrize("changes", [{}, {"continue_loss": True}], ids=["halt", "continue"])
-def test_the_carry_of_every_row_is_the_published_loop(changes):
+HALTING = {  # changes of the network: whether q_halt is held against q_continue, as published, and not against 0
+    "trm": ({}, False),
+    "trm-continue": ({"continue_loss": True}, True),
+    "singlez": ({"variant": "singlez"}, False),
+    "hier6": ({"variant": "hier6"}, False),
+    "hrm": ({"variant": "hrm", "layers": 1}, True),
+    "transformer": ({"variant": "transformer"}, True),
+    "transformer-continue": ({"variant": "transformer", "continue_loss": True}, True),
+}
+
+
+@pytest.mark.parametrize("case", HALTING)
+def test_the_carry_of_every_row_is_the_published_loop(case):
+    changes, compared = HALTING[case]
     model = tiny.model(**changes)
+    with torch.no_grad():
+        model.q_head.bias.copy_(torch.tensor([0.5, 0.5]))  # so that the two rules differ
     limit, rows, seed = model.config.max_steps, 6, 3
     carry = None
     state, steps, halted, data = model.start(rows), [0] * rows, [True] * rows, {}
@@ -107,7 +122,7 @@ def test_the_carry_of_every_row_is_the_published_loop(changes):
         for row in range(rows):
             steps[row] += 1
             last = steps[row] >= limit
-            wants = q[row, 0] > q[row, 1] if changes else q[row, 0] > 0
+            wants = q[row, 0] > q[row, 1] if compared else q[row, 0] > 0
             halted[row] = bool(last or wants) and steps[row] >= least[row]
             target = after[row, 0] if last else max(after[row])
             assert worth[row].item() == pytest.approx(float(target), rel=1e-9)
@@ -116,6 +131,20 @@ def test_the_carry_of_every_row_is_the_published_loop(changes):
         assert carry.steps_B.tolist() == steps and carry.halted_B.tolist() == halted
         torch.testing.assert_close((carry.state, carry.data), (state, data))
     assert 0 < sum(seen) < len(seen)
+
+
+@pytest.mark.parametrize("case", HALTING)
+def test_what_is_trained_of_going_on(case):
+    """Only Q-learning trains q_continue; the transformer compares it untrained. Early exit asks what halting asks."""
+    changes, compared = HALTING[case]
+    model, batch = tiny.model(**changes), tiny.batch(3, 0)
+    learned = changes.get("continue_loss", changes.get("variant") == "hrm")
+    assert (model.config.q_learning, model.config.compares) == (learned, compared)
+    q = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [3.0, -1.0]])
+    assert model.wants_to_halt(q).tolist() == ([False, True, True] if compared else [True, False, True])
+    first = next(answers(model, batch["inputs"], batch["puzzle_identifiers"]))
+    _, _, q = model(model.start(3), batch["inputs"], model.vectors(batch["puzzle_identifiers"]))
+    torch.testing.assert_close(first.margin_B, (q[:, 0] - q[:, 1] if compared else q[:, 0]).detach())
 
 
 def test_least_steps_are_drawn_as_published_and_depend_on_nothing_else():
@@ -159,8 +188,8 @@ def test_adam_atan2_is_its_formula():
     for t in range(1, 6):
         p.grad = torch.randn(7, dtype=torch.float64) * (torch.arange(7) > 0)  # the first never has a gradient
         m, v = b1 * m + (1 - b1) * p.grad, b2 * v + (1 - b2) * p.grad**2
-        angle = torch.atan2(m / (1 - b1**t), (v / (1 - b2**t)).sqrt())
-        expected = expected * (1 - lr * decay) - lr * angle
+        angle = torch.atan2(m, (v / (1 - b2**t)).sqrt())  # of the plain first moment; its correction stands outside
+        expected = expected * (1 - lr * decay) - lr / (1 - b1**t) * angle
         optimiser.step()
         torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
 

@@ -48,9 +48,9 @@ def embed(model, inputs, vectors):
     config, D = model.config, model.config.width
     x = model.tokens.weight[inputs]
     if vectors is not None:
-        prefix = torch.zeros(len(x), config.prefix * D, dtype=x.dtype)
+        prefix = torch.zeros(len(x), config.prefixed * D, dtype=x.dtype)
         prefix = torch.cat([vectors, prefix[:, vectors.shape[1] :]], -1)
-        x = torch.cat([prefix.view(len(x), config.prefix, D), x], 1)
+        x = torch.cat([prefix.view(len(x), config.prefixed, D), x], 1)
     if config.positions == "learned":
         x = (x + model.positions.weight) / math.sqrt(2)
     return math.sqrt(D) * x
@@ -121,6 +121,6 @@ def step(model, state, inputs, vectors):
         answer = R(state["y"] + x)
         new = {"y": answer}
 
-    logits = answer[:, config.prefix if vectors is not None else 0 :] @ model.head.weight.T
+    logits = answer[:, config.prefixed :] @ model.head.weight.T
     q = answer[:, 0] @ model.q_head.weight.T + model.q_head.bias
     return {name: value.detach() for name, value in new.items()}, logits, q

@@ -24,7 +24,8 @@ GATES = {"post": -5.0, "branch": -2.0, "dual": None}  # where the gate starts as
 class TRMLayer(nn.Module):
     """Post-norm: `h <- n(h + attn(h)); h <- n(h + down(silu(gate h) * up h))`, LayerNorm, no position encoding.
 
-    The inner width is int(4/3 D) rounded up to a multiple of 64 (expansion 2 times 2/3).
+    The inner width is int(4/3 D) rounded up to a multiple of 64 (expansion 2 times 2/3). Weights and biases begin
+    uniform in +-1/sqrt(fan in), torch's own start of a linear map, as published.
     """
 
     def __init__(self, width: int, heads: int):
@@ -35,10 +36,6 @@ class TRMLayer(nn.Module):
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        for linear in (self.qkv, self.out, self.gate, self.up, self.down):
-            nn.init.normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
 
     def attend(self, h_BSD: Tensor, view: View, mask: Tensor | None) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.qkv(h_BSD).chunk(3, -1))
@@ -78,8 +75,8 @@ LAYERS = {"post": TRMLayer, "branch": BranchLayer, "dual": DualLayer}
 class TRMBlock(Method):
     """An extra tiny block, recursed on two latent registers z and y, gated back into the stream x.
 
-    `outer - grad_cycles` cycles run without gradient, the others with; the start vectors of z and y are learned, and
-    their gradient passes straight through the cycles that carry none. The result is `s y + (1 - s) x`.
+    `outer - grad_cycles` cycles run without gradient, the others with. The start vectors of z and y are learned where
+    every cycle carries gradient; else they stay as they were drawn, as published. The result is `s y + (1 - s) x`.
 
     Args:
         insert: the layer before which the block stands (None: the middle, L//2, option B; 0..L-1), or -1: after the
@@ -139,7 +136,8 @@ class TRMBlock(Method):
         modules = {name: LAYERS[self.form](shape.width, heads) for name in blocks}
         starts = {"z": "trm_start_z", "y": "trm_start_y"}
         dual = self.form == "dual"
-        modules |= {name: Zero() if dual else Start(shape.width) for name in starts.values()}
+        learned = self.grad_cycles >= self.outer  # else only cycles without gradient read them
+        modules |= {name: Zero() if dual else Start(shape.width, learned) for name in starts.values()}
         gate = GATES[self.form] if self.gate == "published" else self.gate
         if retrofit or gate is not None:
             modules["trm_gate"] = (DualBlend if dual else Blend)(retrofit, 0.0 if gate is None else gate)

@@ -39,7 +39,8 @@ class Bars:
             self.say(f"{name}: {result['failed']}")
             return
         if "exact_accuracy" in result:  # puzzles
-            said = f"exact accuracy {result['exact_accuracy']:.1%}"
+            right = result["exact_accuracy"]
+            said = "not measured" if right is None else f"exact accuracy {right:.1%}"
         else:
             said = f"bits/byte {result['bits_training']:.3f} trained, {result['bits_true']:.3f} decoded"
         task = self.shown[name].task if name in self.shown else None

@@ -174,7 +174,8 @@ def cost(recipe: Recipe) -> dict:
 def freeze(model, pattern: str) -> None:
     """Freeze every parameter whose name the regex does not match. Raises RecipeError if that is all of them."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.search(pattern, name) is not None)
+        if re.search(pattern, name) is None:
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecipeError(f"training.train_only: {pattern!r} matches no parameter; nothing would be trained")
 

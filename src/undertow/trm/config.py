@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from undertow.recipe_base import Bad
 from undertow.recipe_sections import Positive, Section
 
+PREFIX = 16  # tokens of the prefix, as published
+COMPARING = ("hrm", "transformer")  # of the older code: a prefix no longer than it need be, and two logits compared
+
 
 class Network(Section):
     """What may be chosen about the network. Defaults are the published ones (Sudoku, attention).
@@ -23,10 +26,11 @@ class Network(Section):
         layers: blocks of the module R (of each of the two in `hrm`).
         inner, outer: n and T (L_cycles and H_cycles): n times z, then y, and that T times.
         puzzle_width: width of a puzzle's own vector (None: `width`; 0: puzzles have none, and there is no prefix).
-        prefix: tokens that the puzzle's vector, padded with zeros, is cut into.
+        prefix: tokens that the puzzle's vector, padded with zeros, is cut into (None: 16; in `hrm` and `transformer` as
+            many as the vector fills, ceil(puzzle_width / width)).
         max_steps: supervision steps a puzzle gets at most.
-        continue_loss: Q-learning of whether to go on (None: in `hrm` only); a row then halts where q_halt > q_continue,
-            else where q_halt > 0.
+        continue_loss: Q-learning of whether to go on (None: in `hrm` only). A row halts where q_halt > q_continue with
+            it and in `transformer`, which compares the two without ever training the second; else where q_halt > 0.
     """
 
     variant: Literal["trm", "singlez", "hier6", "hrm", "transformer"] = "trm"
@@ -40,7 +44,7 @@ class Network(Section):
     inner: Positive = 6
     outer: Positive = 3
     puzzle_width: Annotated[int, Field(ge=0)] | None = None
-    prefix: Positive = 16
+    prefix: Positive | None = None
     max_steps: Positive = 16
     continue_loss: bool | None = None
 
@@ -52,17 +56,26 @@ class Network(Section):
     @property
     def prefixed(self) -> int:
         """P, the tokens before the first cell."""
-        return self.prefix if self.vector else 0
+        if not self.vector:
+            return 0
+        if self.prefix is not None:
+            return self.prefix
+        return -(-self.vector // self.width) if self.variant in COMPARING else PREFIX
 
     @property
     def q_learning(self) -> bool:
         """Whether the model learns what going on is worth."""
         return self.variant == "hrm" if self.continue_loss is None else self.continue_loss
 
+    @property
+    def compares(self) -> bool:
+        """Whether a row halts where q_halt > q_continue, and not where q_halt > 0."""
+        return self.q_learning or self.variant in COMPARING
+
     @model_validator(mode="after")
     def _fits(self):
-        if self.vector > self.prefix * self.width:
-            raise Bad("puzzle_width", f"{self.vector}: exceeds prefix * width, {self.prefix * self.width}")
+        if self.vector > self.prefixed * self.width:
+            raise Bad("puzzle_width", f"{self.vector}: exceeds prefix * width, {self.prefixed * self.width}")
         if self.mixing == "attention" and self.heads > self.width:
             raise Bad("heads", f"{self.heads}: exceeds width, {self.width}")
         if self.mixing == "attention" and self.positions == "rope" and (self.width // self.heads) % 2:

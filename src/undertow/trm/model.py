@@ -91,7 +91,7 @@ class TRM(nn.Module):
 
     def wants_to_halt(self, q_B2: Tensor) -> Tensor:
         """Whether the halt head says that a row is done, `_B`."""
-        return q_B2[:, 0] > (q_B2[:, 1] if self.config.q_learning else 0)
+        return q_B2[:, 0] > (q_B2[:, 1] if self.config.compares else 0)
 
     # ------------------------------------------------------------------ on disk
 

@@ -11,7 +11,9 @@ from torch import nn
 class AdamATan2(torch.optim.Optimizer):
     """Adam with `atan2(m, sqrt v)` for `m / (sqrt v + eps)` (arXiv 2407.05872), decay decoupled from the gradient.
 
-    `p <- p (1 - lr decay) - lr atan2(m / (1 - b1^t), sqrt(v / (1 - b2^t)))`: scaling all gradients changes nothing.
+    `p <- p (1 - lr decay) - lr / (1 - b1^t) atan2(m, sqrt(v / (1 - b2^t)))`, as the package adam-atan2 0.0.3 that the
+    published runs use: the first moment's correction multiplies the step and is no part of the angle. Scaling all
+    gradients changes nothing.
 
     Raises:
         ValueError: a negative `lr` or `weight_decay`, or betas outside 0..1.
@@ -50,8 +52,7 @@ class AdamATan2(torch.optim.Optimizer):
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for p, first, second in zip(params, m, v, strict=True):
                 t = self.state[p]["step"].add_(1).item()
-                scale = (1 - b1**t) / math.sqrt(1 - b2**t)  # both corrections at once: an angle knows only the ratio
-                p.sub_(torch.atan2(first, second.sqrt() * scale), alpha=lr)
+                p.sub_(torch.atan2(first, second.sqrt() / math.sqrt(1 - b2**t)), alpha=lr / (1 - b1**t))
         return loss
 
 

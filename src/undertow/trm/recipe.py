@@ -7,13 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from undertow.recipe import Run, component
 from undertow.recipe_base import Bad, choices, one_line
 from undertow.recipe_sections import Positive, Section
 from undertow.trm.config import Network
-from undertow.trm.puzzles import PUZZLES, Folder, Source
+from undertow.trm.puzzles import PUZZLES, Cells, Folder, Source
 from undertow.trm.settings import TRMTraining
 
 Sure = Annotated[float, Field(gt=0, lt=1)]
@@ -43,6 +43,23 @@ class PuzzleRecipe(Run):
     @classmethod
     def _source(cls, value):
         return source_of(value)
+
+    @model_validator(mode="after")
+    def _read(self):
+        """Every key that is not left as it is, is read by what runs."""
+        network = self.network
+        for applies, where, section, keys in (
+            (network.variant != "transformer", "variant: transformer", "network", ("inner", "outer")),
+            (network.mixing != "mlp", "mixing: mlp", "network", ("heads",)),
+            (network.vector > 0, "puzzle_width: 0", "network", ("prefix",)),
+            (network.vector > 0, "puzzle_width: 0", "training", ("puzzle_learning_rate", "puzzle_decay")),
+            (network.max_steps > 1, "max_steps: 1", "training", ("exploration",)),
+        ):
+            for key in () if applies else keys:
+                held = getattr(self, section)
+                if (given := getattr(held, key)) != type(held).model_fields[key].default:
+                    raise Bad(f"{section}.{key}", f"{given!r}: does not apply to {where}; leave it out")
+        return self
 
     @property
     def runner(self) -> ModuleType:
@@ -84,8 +101,10 @@ def source_of(value) -> Source:
 
 
 def title(source: Source) -> str:
-    """`Sudoku 4x4`."""
+    """`Sudoku 4x4`; of puzzles of an unknown kind, the name of their folder."""
     if isinstance(source, Folder):
+        if isinstance(source.source, Cells):
+            return source.place.resolve().name
         source = source.source
     size = getattr(source, "size", None)
     rows, columns = size if isinstance(size, tuple) else (size, size)

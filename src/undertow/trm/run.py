@@ -63,7 +63,7 @@ def train(
 
     def quality(model: TRM) -> dict:
         found.update(measure(model, data.test, recipe.evaluation))
-        return {name: found[name] for name in ("exact_accuracy", "accuracy")}
+        return {name: found[name] for name in ("exact_accuracy", "accuracy") if found[name] is not None}
 
     def tell(event: str, **more: Any) -> None:
         for callback in callbacks:
@@ -79,7 +79,7 @@ def train(
     tell("on_train_end")
     if checkpoints.rank() == 0:
         result = cost(recipe) | (found or measure(model, data.test, recipe.evaluation))
-        write_json(finished, result | speed(folder, settings.batch_size))
+        write_json(finished, kept(folder, result) | speed(folder, settings.batch_size))
     checkpoints.wait()
     return json.loads(finished.read_text())
 
@@ -107,28 +107,43 @@ def cost(recipe: PuzzleRecipe) -> dict:
 
 
 def measure(model: TRM, test: PuzzleData, settings: PuzzleEvaluation) -> dict:
-    """Accuracy on the first puzzles of the test split, as `solving.evaluate` says it.
+    """Accuracy on the first puzzles of the test split, as `solving.evaluate` says it; None where no answer is known.
 
-    Of ARC, where all of it is measured, `passes` too: by k, how often one of the k answers with most votes is right.
+    Of ARC, where all of it is measured, `passes` too: by k, how often one of the k answers with most votes is right;
+    and `attempts`, the two with most votes.
     """
     count = settings.puzzles
-    rows = dataclasses.replace(test, inputs_ES=test.inputs_ES[:count], labels_ES=test.labels_ES[:count])
-    found = solving.evaluate(model, rows.in_order(settings.batch_size), settings.precision, settings.sure)
-    del found["steps"]  # of a result, those of training
-    if test.num_identifiers > 1 and len(rows) == len(test):
-        found["passes"] = votes(model, test, settings)
+    rows = test
+    if count is not None and count < len(test):
+        rows = dataclasses.replace(test, inputs_ES=test.inputs_ES[:count], labels_ES=test.labels_ES[:count])
+    if rows.labelled:
+        found = solving.evaluate(model, rows.in_order(settings.batch_size), settings.precision, settings.sure)
+        del found["steps"]  # of a result, those of training
+    else:
+        found = {"puzzles": 0, "exact_accuracy": None, "accuracy": None}
+    if voting.votable(test) and len(rows) == len(test):
+        score = votes(model, test, settings)
+        passes = {str(k): right for k, right in score.passes.items()}
+        found |= {"attempts": voting.submission(score)} | ({"passes": passes} if passes else {})
     return found
 
 
-def votes(model: TRM, test: PuzzleData, settings: PuzzleEvaluation) -> dict[str, float]:
-    """The votes of all forms of every puzzle of a test split of ARC: pass@k by k."""
+def votes(model: TRM, test: PuzzleData, settings: PuzzleEvaluation) -> voting.Score:
+    """The votes of all forms of every puzzle of a test split of ARC."""
     cast = []
     for batch in test.in_order(settings.batch_size):
         ids, inputs = batch["puzzle_identifiers"], batch["inputs"]
         *_, last = solving.answers(model, inputs, ids, precision=settings.precision)
         said = (x.cpu().numpy() for x in (inputs, ids, last.tokens_BL, last.margin_B.float()))
         cast += voting.votes(test, *said)
-    return {str(k): right for k, right in voting.score(test, cast).passes.items()}
+    return voting.score(test, cast)
+
+
+def kept(folder: Path, result: dict) -> dict:
+    """The result without its attempts, which become a file of their own, as Kaggle takes it."""
+    if "attempts" in result:
+        write_json(folder / "attempts.json", result["attempts"])
+    return {name: value for name, value in result.items() if name != "attempts"}
 
 
 def speed(folder: Path, batch_size: int) -> dict[str, float]:
@@ -171,6 +186,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), device: str = "auto") 
     loaded = load(folder, device, overrides)
     finished = folder / "result.json"
     before = json.loads(finished.read_text()) if finished.exists() else cost(loaded.recipe)
-    result = before | measure(loaded.model, open_data(loaded.recipe).test, loaded.recipe.evaluation)
+    found = measure(loaded.model, open_data(loaded.recipe).test, loaded.recipe.evaluation)
+    result = before | kept(folder, found)
     write_json(folder / "evaluation.json", result)
     return result

@@ -58,7 +58,7 @@ def answers(
     for step in range(1, model.config.max_steps + 1):
         with autocast(precision, where):
             state, logits, q = model(state, inputs, vectors)
-        margin = q[:, 0] - q[:, 1] if model.config.q_learning else q[:, 0]
+        margin = q[:, 0] - q[:, 1] if model.config.compares else q[:, 0]
         yield Answer(step, logits.argmax(-1), margin, rows)
         if early_exit:
             stay = margin <= logit(sure)

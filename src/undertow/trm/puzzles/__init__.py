@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from undertow.trm.puzzles.arc import ARC
 from undertow.trm.puzzles.base import Group, Source
-from undertow.trm.puzzles.folder import MADE_BY, Folder
+from undertow.trm.puzzles.folder import MADE_BY, Cells, Folder
 from undertow.trm.puzzles.maze import Maze
 from undertow.trm.puzzles.store import IGNORED, PuzzleData, Splits, load, read, write
 from undertow.trm.puzzles.sudoku import Sudoku
@@ -19,6 +19,7 @@ __all__ = [
     "ARC",
     "IGNORED",
     "PUZZLES",
+    "Cells",
     "Folder",
     "Group",
     "Maze",

@@ -40,7 +40,7 @@ class Group:
     labels_ES: np.ndarray
     names_P: Sequence[str] | None = None
     sizes_P: Sequence[int] | None = None
-    rating: int = 0
+    rating: float = 0
 
 
 class Source:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from undertow.tasks import files
 from undertow.tasks.options import Range, check_range, check_whole
-from undertow.trm.puzzles.base import Group, Source, check_split, dihedral, draw_apart, sample
+from undertow.trm.puzzles import tables
+from undertow.trm.puzzles.base import Group, Source, check_split, dihedral, draw_apart
 
 SYMBOLS = "# SGo"
 WALL, OPEN, START, GOAL, PATH = range(1, 6)
@@ -36,8 +36,9 @@ class Maze(Source):
         loops: the fraction of the walls that are opened again.
         length: moves of the path, or a range they must be in; None: the goal is the farthest cell from the start.
         seed: of all draws.
-        path: a folder with train.csv and test.csv of sapientinc/maze-30x30-hard-1k (columns source, question, answer,
-            rating). None: generate.
+        path: a folder with train.csv and test.csv of sapientinc/maze-30x30-hard-1k, or of another set with such columns
+            (`tables.NAMES`). None: generate. Training mazes that are in the test file too, in whatever symmetry, are
+            left out with a warning.
     """
 
     size: int | tuple[int, int] = 30
@@ -62,8 +63,10 @@ class Maze(Source):
             raise ValueError(f"Maze loops={self.loops!r}: must be a number from 0 to 1")
         if self.length is not None:
             check_range(self, "length", least=1)
-        if self.path is not None and self.length is not None:
-            raise ValueError(f"Maze length={self.length!r}: the published mazes have the paths they have; leave it out")
+        for name, unset in (("length", None), ("loops", Maze.loops)) if self.path is not None else ():
+            if getattr(self, name) != unset:
+                given = getattr(self, name)
+                raise ValueError(f"Maze {name}={given!r}: does not apply to path=, where mazes are given; leave it out")
 
     def _sides(self) -> tuple[int, int]:
         sides = tuple(self.size) if isinstance(self.size, list | tuple) else (self.size, self.size)
@@ -92,7 +95,7 @@ class Maze(Source):
             yield Group(inputs, labels, rating=int((both[1] == PATH).sum()) + 1)
 
     def files(self) -> list[Path]:
-        return [] if self.path is None else [Path(self.path).expanduser() / f"{s}.csv" for s in ("train", "test")]
+        return [] if self.path is None else tables.paths(self.path)
 
     def parse(self, text: str) -> np.ndarray:
         """Lines of `#` (wall), a blank or `.` (open), S and G, as many as the maze has rows; or all in one line.
@@ -102,13 +105,7 @@ class Maze(Source):
         Raises:
             ValueError: another symbol, another size, or not one S and one G.
         """
-        rows, columns = self._sides()
-        lines = text.strip("\r\n").splitlines()
-        if len(lines) == rows and all(len(line) <= columns for line in lines):
-            text = "".join(line.ljust(columns) for line in lines)
-        if len(text) != self.seq_len:
-            raise ValueError(f"a maze of {rows} rows and {columns} columns has {self.seq_len} cells, not {len(text)}")
-        tokens = self._tokens(text.replace(".", " "))
+        tokens = self._tokens(text)
         if (tokens == PATH).any() or [(tokens == mark).sum() for mark in (START, GOAL)] != [1, 1]:
             raise ValueError("a maze has one S and one G, and no o: the path is to be found")
         return tokens
@@ -165,23 +162,46 @@ class Maze(Source):
         raise ValueError(f"no path of that length in {_TRIES} mazes; ask for a shorter one")
 
     def _published(self, split: str) -> Iterator[np.ndarray]:
-        path, count = self.files()[split == "test"], self.train if split == "train" else self.test
-        records = files.read(path, ("question", "answer"))
-        read = (self._record(path, number, record) for number, record in enumerate(records, start=1))
-        yield from sample(read, count, random.Random(f"{self.seed}/{split}"))
+        assert self.path is not None, "generated otherwise"
+        counts = {"train": self.train, "test": self.test}
+        for row in tables.Choice(self.path, counts, self.seed, self._plain).rows(split):
+            yield self._record(row)
 
-    def _record(self, path: Path, number: int, record: dict) -> np.ndarray:
+    def _plain(self, text: str) -> str:
+        """The first in order of all symmetries of a question; what cannot be read stays as it is."""
         try:
-            question, answer = self.parse(record["question"]), self._tokens(record["answer"])
+            shaped = self.parse(text).reshape(self._sides())
+        except ValueError:
+            return text
+        return min(dihedral(shaped, form).tobytes() for form in _forms(self._sides())).decode("latin-1")
+
+    def _record(self, row: tables.Row) -> np.ndarray:
+        try:
+            question, answer = self.parse(row.question), self._tokens(row.answer)
         except ValueError as error:
-            raise ValueError(f"{path}, record {number}: {error}") from None
-        if answer.shape != question.shape or (np.where(answer == PATH, OPEN, answer) != question).any():
-            raise ValueError(f"{path}, record {number}: the answer is not the question with a path")
+            raise ValueError(f"{row.place}: {error}") from None
+        if (np.where(answer == PATH, OPEN, answer) != question).any():
+            raise ValueError(f"{row.place}: the answer is not the question with a path")
+        self._check_way(row.place, answer)
         return np.stack([question, answer])
 
-    @staticmethod
-    def _tokens(text: str) -> np.ndarray:
-        tokens = [SYMBOLS.find(symbol) + 1 for symbol in text]
+    def _check_way(self, place: str, answer: np.ndarray) -> None:
+        """Raise ValueError unless the marked cells, and no others, lead from S to G."""
+        way, neighbours = np.isin(answer, (START, PATH, GOAL)), _neighbours(self._sides())
+        distance, _ = shortest(way.tolist(), neighbours, int(np.flatnonzero(answer == START)[0]))
+        moves = distance[int(np.flatnonzero(answer == GOAL)[0])]
+        if moves != way.sum() - 1:
+            raise ValueError(f"{place}: the cells that the answer marks are no way from S to G")
+
+    def _tokens(self, text: str) -> np.ndarray:
+        """The cells of a question or an answer. Raises ValueError: another symbol, another size."""
+        rows, columns = self._sides()
+        lines = text.strip("\r\n").splitlines()
+        if len(lines) == rows and all(len(line) <= columns for line in lines):
+            text = "".join(line.ljust(columns) for line in lines)
+        if len(text) != self.seq_len:
+            raise ValueError(f"a maze of {rows} rows and {columns} columns has {self.seq_len} cells, not {len(text)}")
+        tokens = [SYMBOLS.find(symbol) + 1 for symbol in text.replace(".", " ")]
         if 0 in tokens:
             raise ValueError(f"{text[tokens.index(0)]!r}: no cell of a maze; allowed: {SYMBOLS!r}")
         return np.array(tokens, dtype=np.uint8)

@@ -39,19 +39,28 @@ def _shape(size: int) -> _Shape:
     return _Shape((1 << size**2) - 1, tuple(lines.values()), tuple(peers))
 
 
-def search(size: int, puzzle: Cells, limit: int = 2) -> tuple[list[Cells], int]:
+@dataclass
+class _Guesses:
+    """How many turned out wrong; after `most` of them the search gives up."""
+
+    wrong: int = 0
+    most: int | None = None
+
+
+def search(size: int, puzzle: Cells, limit: int = 2, most: int | None = None) -> tuple[list[Cells], int]:
     """Solutions of a puzzle, at most `limit`, and how many guesses turned out wrong on the way.
 
     After all forced moves (a cell with one digit left, a row, column or box with one place left for a digit) it
-    guesses in the first of the cells with the fewest digits left, the digits in order.
+    guesses in the first of the cells with the fewest digits left, the digits in order. After `most` wrong guesses it
+    gives up, and there may be more solutions than it found (None: it never does).
     """
     found: list[Cells] = []
-    wrong = [0]
-    for boards in _solutions(_shape(size), _start(size, puzzle), wrong):
+    guesses = _Guesses(most=most)
+    for boards in _solutions(_shape(size), _start(size, puzzle), guesses):
         found.append(_cells(boards))
         if len(found) == limit:
             break
-    return found, wrong[0]
+    return found, guesses.wrong
 
 
 def fill(size: int, rng: random.Random) -> Cells:
@@ -59,7 +68,7 @@ def fill(size: int, rng: random.Random) -> Cells:
     shape = _shape(size)
     first = [0] * size**2
     first[:size] = rng.sample(range(1, size + 1), size)
-    return _cells(next(_solutions(shape, _start(size, first), [0], rng)))
+    return _cells(next(_solutions(shape, _start(size, first), _Guesses(), rng)))
 
 
 def reduce(size: int, solution: Cells, rng: random.Random, clues: int = 0) -> Cells:
@@ -72,7 +81,7 @@ def reduce(size: int, solution: Cells, rng: random.Random, clues: int = 0) -> Ce
         digit, puzzle[cell] = puzzle[cell], 0
         boards = _start(size, puzzle)
         boards[digit - 1] &= ~(1 << cell)  # is there a solution with another digit here?
-        if next(_solutions(shape, boards, [0]), None) is None:
+        if next(_solutions(shape, boards, _Guesses()), None) is None:
             left -= 1
         else:
             puzzle[cell] = digit
@@ -93,15 +102,15 @@ def _start(size: int, puzzle: Cells) -> list[int]:
 
 
 def _solutions(
-    shape: _Shape, boards: list[int], wrong: list[int], rng: random.Random | None = None
+    shape: _Shape, boards: list[int], guesses: _Guesses, rng: random.Random | None = None
 ) -> Iterator[list[int]]:
-    """The solutions, one after the other. Counts in `wrong[0]` the guesses that lead to none.
+    """The solutions, one after the other. Counts the guesses that lead to none.
 
     rng: guess the digits in random order.
     """
     pair = _forced(shape, boards)
     if pair is None:
-        wrong[0] += 1
+        guesses.wrong += 1
         return
     several, exactly_two = pair
     if not several:
@@ -112,9 +121,11 @@ def _solutions(
     if rng is not None:
         rng.shuffle(digits)
     for digit in digits:
+        if guesses.most is not None and guesses.wrong > guesses.most:
+            return
         tried = [board & ~cell for board in boards]
         tried[digit] |= cell
-        yield from _solutions(shape, tried, wrong, rng)
+        yield from _solutions(shape, tried, guesses, rng)
 
 
 def _forced(shape: _Shape, boards: list[int]) -> tuple[int, int] | None:

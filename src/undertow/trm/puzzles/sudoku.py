@@ -6,6 +6,7 @@ Tokens as published: 0 pads, 1 is blank, digit d is d + 1; all cells are labels.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from undertow.tasks import files
 from undertow.tasks.options import Range, check_choice, check_range, check_whole, highest, pick
-from undertow.trm.puzzles.base import Group, Source, check_split, draw_apart, sample
+from undertow.trm.puzzles import tables
+from undertow.trm.puzzles.base import SPLITS, Group, Source, check_split, draw_apart
 from undertow.trm.puzzles.solver import BOXES, Cells, fill, reduce, search
 
+_LEAST_CLUES = 17  # fewer leave a Sudoku of size 9 more than one solution (McGuire et al., arXiv 1201.0749)
+_SEARCHED = 1000  # of a file's puzzles so many are searched for a second solution, with at most as many wrong guesses
+_BETWEEN = str.maketrans("", "", "|+-")  # the lines between boxes
 _TRIES = 1000  # grids in a row that give no puzzle as asked, before that is said to be impossible
 
 
@@ -37,8 +41,9 @@ class Sudoku(Source):
         clues: given cells, or a range to draw them from; None: minimal, no clue can be left out.
         rating: the least rating.
         seed: of all draws.
-        path: a folder with train.csv and test.csv of sapientinc/sudoku-extreme (columns source, question, answer,
-            rating). None: generate.
+        path: a folder with train.csv and test.csv of sapientinc/sudoku-extreme, or of another set with such columns
+            (`tables.NAMES`; a rating is needed only where `rating` asks for one). None: generate. Training puzzles
+            that are in the test file too, in whatever symmetry, are left out with a warning.
     """
 
     size: int = 9
@@ -82,7 +87,7 @@ class Sudoku(Source):
             yield Group(inputs, labels, rating=rating)
 
     def files(self) -> list[Path]:
-        return [] if self.path is None else [Path(self.path).expanduser() / f"{s}.csv" for s in ("train", "test")]
+        return [] if self.path is None else tables.paths(self.path)
 
     def parse(self, text: str) -> np.ndarray:
         """Digits, and `.`, `0` or `_` for a blank, row by row; spaces and the lines between boxes may be there.
@@ -90,7 +95,7 @@ class Sudoku(Source):
         Raises:
             ValueError: another symbol, or not as many cells as the Sudoku has.
         """
-        read = [c for c in text if not (c.isspace() or c in "|+-")]
+        read = _symbols(text)
         cells = [0 if c in "._" else int(c) if c in "0123456789" else -1 for c in read]
         if wrong := [c for c, cell in zip(read, cells, strict=True) if not 0 <= cell <= self.size]:
             raise ValueError(
@@ -119,7 +124,7 @@ class Sudoku(Source):
             raise ValueError(f"this Sudoku has {'no solution' if not found else 'more than one solution'}")
         return np.array(found[0], dtype=np.uint8) + np.uint8(1)
 
-    def _puzzles(self, split: str) -> Iterator[tuple[Cells, Cells, int]]:
+    def _puzzles(self, split: str) -> Iterator[tuple[Cells, Cells, float]]:
         if self.path is not None:
             yield from self._published(split)
             return
@@ -140,14 +145,23 @@ class Sudoku(Source):
                 return puzzle_class(self.size, puzzle, solution), (puzzle, solution, rating)
         raise ValueError(f"none found among {_TRIES} puzzles; ask for more clues or a lower rating")
 
-    def _published(self, split: str) -> Iterator[tuple[Cells, Cells, int]]:
-        path, count = self.files()[split == "test"], self.train if split == "train" else self.test
-        records = files.read(path, ("question", "answer", "rating"))
-        read = (_record(path, number, record) for number, record in enumerate(records, start=1))
-        chosen = sample((item for item in read if item[2] >= self.rating), count, random.Random(f"{self.seed}/{split}"))
-        if not chosen:
-            raise ValueError(f"{path}: no puzzle has a rating of at least {self.rating}")
-        yield from chosen
+    def _published(self, split: str) -> Iterator[tuple[Cells, Cells, float]]:
+        assert self.path is not None, "generated otherwise"
+        counts = {"train": self.train, "test": self.test}
+        rows = tables.Choice(self.path, counts, self.seed, _plain, self.rating).rows(split)
+        read = [_record(row, check=i < _SEARCHED) for i, row in enumerate(rows)]
+        if restored := sum(len(_symbols(row.question)) < 81 for row in rows):
+            path = self.files()[SPLITS.index(split)]
+            warnings.warn(f"{path}: {restored:,} questions had lost zeros at their start: put back", stacklevel=2)
+        if split == "train":
+            test = self.files()[1]
+            apart = _apart(read, [(row.question, row.answer) for row in tables.read(test)])
+            if len(apart) < len(read):
+                tables.left_out(self.files()[0], len(read) - len(apart), f"are in {test.name} too, as symmetric copies")
+            if not apart:
+                raise ValueError(f"{self.files()[0]}: all puzzles chosen are in {test.name} too, as symmetric copies")
+            read = apart
+        yield from read
 
 
 def symmetries(size: int, count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
@@ -255,18 +269,71 @@ def _cycles(lines: list[Cells], block: int) -> tuple:
     return tuple(sorted(tuple(sorted(map(line, lines_of))) for lines_of in blocks))
 
 
-def _record(path: Path, number: int, record: dict) -> tuple[Cells, Cells, int]:
+def _symbols(text: str) -> str:
+    """The cells of a question as a text, without what may stand between them."""
+    return "".join(text.split()).translate(_BETWEEN)
+
+
+def _plain(text: str) -> str:
+    """A question in one spelling: 0 for a blank, and the blanks at its start that a spreadsheet took for zeros."""
+    found = _symbols(text)
+    return found.rjust(81, "0") if found.isdecimal() else found.replace(".", "0").replace("_", "0")
+
+
+def _record(row: tables.Row, check: bool) -> tuple[Cells, Cells, float]:
+    """`check`: whether to search for a second solution."""
     source = Sudoku()
     try:
-        puzzle, solution = (source.parse(record[name]) - 1 for name in ("question", "answer"))
-        rating = int(record["rating"])
+        puzzle, solution = (source.parse(text) - 1 for text in (_plain(row.question), row.answer))
     except ValueError as error:
-        raise ValueError(f"{path}, record {number}: {error}") from None
+        raise ValueError(f"{row.place}: {error}") from None
     kept = (puzzle == 0) | (puzzle == solution)
     units = np.sort(solution[_units()], axis=1)
     if not kept.all() or (units != np.arange(1, 10)).any():
-        raise ValueError(f"{path}, record {number}: the answer is no solution of the question")
-    return puzzle.tolist(), solution.tolist(), rating
+        lost = 81 - len(_symbols(row.question))
+        said = f"; its question has {81 - lost} cells, and zeros put at its start do not mend that" if lost > 0 else ""
+        raise ValueError(f"{row.place}: the answer is no solution of the question{said}")
+    clues = puzzle.tolist()
+    several = np.count_nonzero(puzzle) < _LEAST_CLUES or len(set(clues) - {0}) < 8
+    if several or (check and len(search(9, clues, most=_SEARCHED)[0]) > 1):
+        raise ValueError(f"{row.place}: the question has more than one solution")
+    return clues, solution.tolist(), row.rating or 0
+
+
+def _apart(
+    trained: list[tuple[Cells, Cells, float]], tested: list[tuple[str, str]]
+) -> list[tuple[Cells, Cells, float]]:
+    """The puzzles that no symmetry takes to one of the texts (question, answer).
+
+    Where the clues lie says most; only where that agrees are the solutions' classes compared.
+    """
+    read = [(_plain(question), _symbols(answer)) for question, answer in tested]
+    read = [pair for pair in read if all(len(t) == 81 and t.isascii() and t.isdecimal() for t in pair)]
+    if not read or not trained:
+        return trained
+    keys = _clue_keys(np.array([puzzle for puzzle, _, _ in trained]))
+    known, classes = set(keys), dict[tuple, set]()
+    digits = np.frombuffer("".join(question for question, _ in read).encode(), np.uint8) - ord("0")
+    for key, (_, answer) in zip(_clue_keys(digits.reshape(-1, 81)), read, strict=True):
+        if key in known:
+            classes.setdefault(key, set()).add(_invariant(9, [int(c) for c in answer]))
+    return [
+        one for key, one in zip(keys, trained, strict=True)
+        if key not in classes or _invariant(9, one[1]) not in classes[key]
+    ]  # fmt: skip
+
+
+def _clue_keys(puzzles_NS: np.ndarray) -> list[tuple]:
+    """What no symmetry changes of a puzzle of size 9: how many clues each digit and each line has."""
+    given = (puzzles_NS > 0).reshape(-1, 9, 9)
+    digits = np.sort((puzzles_NS[:, None] == np.arange(1, 10)[:, None]).sum(-1), axis=1)
+
+    def lines(counts: np.ndarray) -> np.ndarray:  # in a band any order, and bands in any order
+        bands = np.sort(counts.reshape(-1, 3, 3), axis=2) @ np.array([100, 10, 1])
+        return np.sort(bands, axis=1) @ np.array([1_000_000, 1_000, 1])
+
+    both = np.sort(np.stack([lines(given.sum(2)), lines(given.sum(1))], axis=1), axis=1)
+    return list(map(tuple, np.concatenate([both, digits], axis=1).tolist()))
 
 
 @cache

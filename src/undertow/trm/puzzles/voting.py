@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from undertow.trm.puzzles.arc import crop, original
+from undertow.trm.puzzles.arc import FIRST_COLOUR, crop, original
+from undertow.trm.puzzles.arc_files import SIDE
 from undertow.trm.puzzles.store import PuzzleData
 
 PASSES = (1, 2, 5, 10, 100, 1000)
@@ -99,7 +100,10 @@ def rank(cast: Iterable[Vote]) -> dict[tuple[str, Key], list[Candidate]]:
 
 
 def score(data: PuzzleData, cast: Iterable[Vote], passes: Sequence[int] = PASSES) -> Score:
-    """Votes against the right answers: those of the puzzles of a test split that are in their own form."""
+    """Votes against the right answers: those of the puzzles of a test split that are in their own form.
+
+    Test grids whose answer is not known get attempts, and count in no result.
+    """
     ranked = rank(cast)
     solved: dict[int, list[float]] = {k: [] for k in passes}
     attempts: dict[str, list[list[np.ndarray]]] = {}
@@ -112,7 +116,24 @@ def score(data: PuzzleData, cast: Iterable[Vote], passes: Sequence[int] = PASSES
         places = [
             next((i for i, grid in enumerate(candidates) if key(grid) == key(answer)), None)
             for candidates, answer in zip(given, answers, strict=True)
+            if answer.size
         ]
-        for k, results in solved.items():
+        for k, results in solved.items() if places else ():
             results.append(sum(place is not None and place < k for place in places) / len(places))
-    return Score({k: sum(results) / max(len(results), 1) for k, results in solved.items()}, attempts)
+    scored = {k: sum(results) / len(results) for k, results in solved.items() if results}
+    return Score(scored, attempts)
+
+
+def votable(data: PuzzleData) -> bool:
+    """Whether a split is of ARC: its forms vote."""
+    return data.num_identifiers > 1 and (data.seq_len, data.vocab_size) == (SIDE * SIDE, FIRST_COLOUR + 10)
+
+
+def submission(found: Score) -> dict[str, list[dict[str, list]]]:
+    """The attempts as Kaggle takes them: of every puzzle, for each test grid, `attempt_1` and `attempt_2`."""
+
+    def both(grids: list[np.ndarray]) -> dict[str, list]:
+        grids = [grid for grid in grids if grid.size] or [np.zeros((1, 1), np.uint8)]
+        return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)].tolist() for i in range(ATTEMPTS)}
+
+    return {name: [both(grids) for grids in asked] for name, asked in found.attempts.items()}
