@@ -7,10 +7,16 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 import matrix
+import relay
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None, derandomize=True, database=None)  # the same cases, however slow
+settings.load_profile("any machine")
+if os.environ.get("UNDERTOW_RELAY", "0") != "0":
+    relay.install()
 
 
 @pytest.fixture(autouse=True)

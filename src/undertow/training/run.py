@@ -219,7 +219,7 @@ def train(
     """
     finished = folder / "result.json"
     if resume and finished.exists():
-        return json.loads(finished.read_text())
+        return json.loads(finished.read_text(encoding="utf-8"))
     with checkpoints.full_disk_said(folder / "checkpoints"):
         return _train(recipe, folder, resume, device, callbacks, data)
 
@@ -314,7 +314,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         card.write(folder / "model", loaded.model, recipe.name, recipe, result)
         write_json(folder / "result.json", result)
     state.wait_for_everyone()
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def load(folder: Path, device: str = "auto") -> Loaded:
@@ -381,7 +381,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), schedules: Sequence[st
     loaded = load(folder, device)
     result = measure(Loaded(loaded.model, loaded.tokenizer, chosen), open_data(chosen), schedules)
     finished = Path(folder) / "result.json"
-    before = json.loads(finished.read_text()) if finished.exists() else {}
+    before = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else {}
     result = before | result
     write_json(Path(folder) / "evaluation.json", result)
     return result

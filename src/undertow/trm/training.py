@@ -251,7 +251,7 @@ class Log:
         if checkpoints.rank() != 0:
             return
         line = {"step": step, **values}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.watch is not None:
             self.watch(line)

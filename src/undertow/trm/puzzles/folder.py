@@ -48,9 +48,9 @@ class Folder(Source):
     def source(self) -> Source:
         """What made the puzzles: as `puzzles.json` says, else the published one of these sizes."""
         if (self.place / MANIFEST).exists():
-            values = json.loads((self.place / MANIFEST).read_text())
+            values = json.loads((self.place / MANIFEST).read_text(encoding="utf-8"))
             return from_mapping(values, "puzzle", {source.__name__: source for source in MADE_BY}, "puzzle")
-        about = json.loads((self.place / "train" / "dataset.json").read_text())
+        about = json.loads((self.place / "train" / "dataset.json").read_text(encoding="utf-8"))
         for published in (Sudoku(), Maze(), ARC(test=self.path)):
             if (published.seq_len, published.vocab_size) == (about["seq_len"], about["vocab_size"]):
                 return published

@@ -211,7 +211,7 @@ def write(source: Source, folder: str | Path) -> None:
         _write_split(source, split, folder / split, identifiers)
     for split in SPLITS:  # the number of identifiers is only known here
         path = folder / split / "dataset.json"
-        _save(path, {**json.loads(path.read_text()), "num_puzzle_identifiers": len(identifiers)})
+        _save(path, {**json.loads(path.read_text(encoding="utf-8")), "num_puzzle_identifiers": len(identifiers)})
     _save(folder / "identifiers.json", list(identifiers))
     _save(folder / MANIFEST, source.to_dict())
 
@@ -227,8 +227,8 @@ def read(folder: str | Path, split: str) -> PuzzleData:
     if not (folder / "dataset.json").is_file():
         raise FileNotFoundError(f"{folder}: holds no puzzles (dataset.json is not there)")
     try:
-        about = json.loads((folder / "dataset.json").read_text())
-        names = json.loads((folder.parent / "identifiers.json").read_text())
+        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        names = json.loads((folder.parent / "identifiers.json").read_text(encoding="utf-8"))
         found = {
             name: np.load(folder / f"all__{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
