@@ -1,22 +1,26 @@
 """One thread for every test: the machine is shared, and two OpenMP pools on two cores collapse."""
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
-from hypothesis import settings
 
 import matrix
 import relay
 
 torch.set_num_threads(1)
-settings.register_profile("any machine", deadline=None, derandomize=True, database=None)  # the same cases, however slow
-settings.load_profile("any machine")
 if os.environ.get("UNDERTOW_RELAY", "0") != "0":
     relay.install()
+
+if find_spec("hypothesis"):  # not everywhere where some of these tests run
+    from hypothesis import settings
+
+    settings.register_profile("any machine", deadline=None, derandomize=True, database=None)  # same cases, however slow
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
