@@ -390,7 +390,7 @@ def test_a_map_with_a_bias_is_not_left_out():
 # ---------------------------------------------------------------------- the matrix, beyond tests/test_matrix.py
 
 CASES = [
-    Case(FAMILY, None, ut.LRT()),
+    pytest.param(Case(FAMILY, None, ut.LRT()), marks=pytest.mark.slow),  # as LRT(2) in tests/test_matrix.py
     Case(FAMILY, None, ut.LRT(1, shared=False, gate_channels=9)),
     Case(FAMILY, ut.ReuseMap([2, 1, 3, 1]), ut.LRT(2, gates=False)),
 ]

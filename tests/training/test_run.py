@@ -105,7 +105,7 @@ def test_no_flag_of_resuming_deletes_what_is_there(whole, recipe, tmp_path):
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "nanochat"])
+@pytest.mark.parametrize("optimiser", [pytest.param("muon", marks=pytest.mark.slow), "nanochat"])
 def test_two_optimisers_in_one_resume_bit_for_bit(values, tmp_path, optimiser):
     """With everything else that depends on the step: momentum, decay, learning rates, micro-batches, pauses."""
     settings = {
