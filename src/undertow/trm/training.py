@@ -5,7 +5,7 @@ runs/NAME-N/metrics.jsonl    one line a log
             model/           the trained model: loads with `TRM.load`
 
 Hugging Face's Trainer has no place for a state that rows carry from one step to the next, so this is a loop of its own.
-It runs in one process, or in several under `torchrun`, and gives the same numbers either way.
+It runs in one process, or in several under `torchrun`, and gives the same numbers either way, to rounding.
 """
 
 from __future__ import annotations
