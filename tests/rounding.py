@@ -5,6 +5,8 @@ what no arithmetic has touched (weights, token ids, masks) and a run that was st
 to bits.
 """
 
+import math
+
 import torch
 
 # The largest difference over the largest value: some thousand times a last digit.
@@ -32,6 +34,19 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, within: float | Non
     """Fail with the figure unless two computed tensors are equal to rounding (`same`)."""
     gap, most = apart(found, expected), ROUNDING[expected.dtype] if within is None else within
     assert gap <= most, f"{gap:.1e} apart, {most:.0e} allowed" + (f": {about}" if about is not None else "")
+
+
+def alike(found, expected, rel: float = 1e-5) -> bool:
+    """Whether two nests of results are equal, their floats to rounding (of float32, unless said)."""
+    if isinstance(expected, dict):
+        both = isinstance(found, dict) and found.keys() == expected.keys()
+        return both and all(alike(found[key], value, rel) for key, value in expected.items())
+    if isinstance(expected, (list, tuple)):
+        both = isinstance(found, (list, tuple)) and len(found) == len(expected)
+        return both and all(alike(a, b, rel) for a, b in zip(found, expected, strict=True))
+    if isinstance(expected, float) and isinstance(found, (int, float)):
+        return math.isclose(found, expected, rel_tol=rel, abs_tol=1e-12)
+    return found == expected
 
 
 def assert_copied(found: torch.nn.Module, expected: torch.nn.Module) -> None:

@@ -103,7 +103,7 @@ def test_gates_are_looked_at_outside_autocast():
         assert mixer.gates(x, m)["m"].dtype == torch.bfloat16
         values = statistics(mixer, x, m, x, x)
         of_bfloat16 = statistics(mixer, x.bfloat16(), m.bfloat16(), x, x)
-    assert values == expected
+    assert values.keys() == expected.keys() and all(same(values[name], expected[name]) for name in expected)
     assert float(of_bfloat16["gate_m_mean"]) == pytest.approx(float(expected["gate_m_mean"]), rel=1e-2)
 
 
