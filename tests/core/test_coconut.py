@@ -41,7 +41,9 @@ def by_hand(lm, x):
 
 
 @pytest.mark.parametrize("latent", [(1,), (4, 5, 6), (3, 7, 8, 11)])
-@pytest.mark.parametrize("family, tolerance", [("gpt2", 1e-12), ("llama", 1e-6), ("gpt_neox", 1e-6)])
+@pytest.mark.parametrize(
+    "family, tolerance", [("gpt2", 1e-12), ("llama", 1e-6), pytest.param("gpt_neox", 1e-6, marks=pytest.mark.slow)]
+)
 def test_thoughts_are_those_of_a_loop_by_hand(family, tolerance, latent):
     """Logits and gradients, with positions learned (they stay) and rotary.
 
