@@ -39,6 +39,7 @@ def test_every_text_file_has_an_encoding():
 def test_no_name_that_only_one_system_has():
     for path in FILES:
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            assert not ONE_SYSTEM.search(line), f"{path}:{number}: {line.strip()}"
+            code = line.split("  # ")[0]
+            assert not ONE_SYSTEM.search(code), f"{path}:{number}: {line.strip()}"
             assert "sched_getaffinity" not in line or "hasattr" in line, f"{path}:{number}: {line.strip()}"
     assert ONE_SYSTEM.search("os.kill(pid, signal.SIGKILL)") and not ONE_SYSTEM.search("signal.SIGTERM")
