@@ -27,7 +27,12 @@ def laid(x, offset: int):
 
 
 def built(x):
-    """One element in, unless it lies at an odd place already: what shares a storage goes on sharing it."""
+    """One element in, unless it lies at an odd place already: what shares a storage goes on sharing it.
+
+    Sharded parameters are written through storages of their own, which a copy would no longer see: they stay.
+    """
+    if torch.distributed.is_initialized():
+        return x
     aligned = isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.data_ptr() % 64 == 0
     return laid(x, 1) if aligned and not x.requires_grad else x
 
@@ -92,6 +97,10 @@ def _parameter(new):
 def _applied(apply):
     @functools.wraps(apply)
     def inner(self, fn, *args, **kwargs):
-        return apply(self, lambda x: built(fn(x)), *args, **kwargs)
+        def changed(x):
+            made = fn(x)
+            return x if made is x else built(made)  # what was not moved is still who it was
+
+        return apply(self, changed, *args, **kwargs)
 
     return inner
