@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all docs lint clean
+.PHONY: demo test test-fast test-all docs lint clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,11 +14,29 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/undertow compare recipes/demo.yaml
 
+# One process a core, at most eight; JOBS=2 says otherwise. Each takes whole stretches of files, and who is done first
+# takes over from another: what the tests of a file share is made once or twice.
+JOBS   ?= logical
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+
+# Every room in a minute: the matrix on one family, the references, decoding; a run trained, resumed and asked; a server.
+FAST := tests/test_house.py tests/test_portable.py tests/test_package.py tests/test_matrix.py \
+	tests/core/test_planted.py tests/core/test_mixers.py tests/core/test_plan_and_edges.py tests/core/test_model.py \
+	tests/core/test_generation.py tests/core/test_decode.py tests/core/test_agree.py tests/backbone/test_contract.py \
+	tests/data/test_packing.py tests/data/test_examples.py tests/tasks/test_generators.py tests/test_recipe.py \
+	tests/training/test_run.py::test_resume_is_bit_for_bit tests/training/test_verbs.py::test_train_eval_generate \
+	tests/evaluation/test_buckets.py tests/evaluation/test_lengths.py tests/analysis/test_reading.py \
+	tests/analysis/test_lens.py tests/analysis/test_drawing.py tests/cli/test_cli.py tests/test_convert_lrt.py \
+	tests/trm/test_trm_network.py tests/trm/test_trm_steps.py tests/serve/test_api.py::test_chat
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow" -k "not test_matrix or gpt2" $(FAST)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs

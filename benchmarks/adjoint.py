@@ -72,7 +72,7 @@ def main(out: str | None = None, steps: str = str(STEP.steps)):
         print((line + "  gradient {gradient_backbone:.1e} {gradient_mixer:.1e}").format(**found[-1]))
     if out:
         command = f"python benchmarks/adjoint.py {out} {steps}"
-        Path(out).write_text(json.dumps({"command": command, "gates": gate, "rows": found}, indent=1))
+        Path(out).write_text(json.dumps({"command": command, "gates": gate, "rows": found}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def main(out: str | None = None):
             found.append({"gate": gate, "schedule": label(schedule), "passes": got.passes, "error": error})
             print("gate {gate}  {schedule:28s} {passes:5.1f} passes  error {error:.1e}".format(**found[-1]))
     if out:
-        Path(out).write_text(json.dumps({"command": "python benchmarks/cache_residual.py", "rows": found}, indent=1))
+        Path(out).write_text(
+            json.dumps({"command": "python benchmarks/cache_residual.py", "rows": found}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

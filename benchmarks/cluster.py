@@ -53,7 +53,7 @@ def counted() -> dict[str, Counted]:
 
 
 def read() -> dict[str, Counted]:
-    rows = json.loads(FILE.read_text())["counted"]
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["counted"]
     return {name: Counted(**{key: tuple(line) for key, line in row.items()}) for name, row in rows.items()}
 
 
@@ -155,8 +155,8 @@ def main(what: str = "") -> None:
     if what == "count":
         rows = {name: asdict(row) for name, row in counted().items()}
         about = {"command": "python benchmarks/cluster.py count", "torch": torch.__version__, "twins": TWINS}
-        FILE.write_text(json.dumps({**about, "counted": rows}, indent=1) + "\n")
-    PAGE.write_text(fill(PAGE.read_text(), read()))
+        FILE.write_text(json.dumps({**about, "counted": rows}, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
         said = ", ".join(f"{key} {value:.2f}" for key, value in exponents.items())
         print(f"{name}: exponents in {what}: {said}")
     if asked.out is not None:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,10 +98,10 @@ def fill(text: str, results: Path) -> str:
         path = results / f"{match[1]}.json"
         if not path.exists():
             return match[0]
-        return f"<!-- {match[1]} -->\n{BLOCKS[match[1]](json.loads(path.read_text()))}\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n{BLOCKS[match[1]](json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
 
     return MARK.sub(block, text)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), HERE / "results"), encoding="utf-8")

@@ -85,7 +85,7 @@ def main(out: str | None = None):
             "threads": 1,
             "batch": BATCH,
         }
-        Path(out).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        Path(out).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def main(out: str | None = None):
             "new_tokens": NEW,
             "prompt_tokens": PROMPT,
         }
-        Path(out).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        Path(out).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

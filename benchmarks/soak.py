@@ -81,7 +81,7 @@ def start(file: Path, folder: Path, kill_at: int | None = None) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        with (folder.parent / f"{folder.name}.txt").open("a") as log:
+        with (folder.parent / f"{folder.name}.txt").open("a", encoding="utf-8") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         if kill_at is not None:
@@ -124,7 +124,7 @@ def damage(folder: Path, rng: random.Random) -> str | None:
 
 def numbers(folder: Path) -> list[dict]:
     """Everything logged and measured, but for speeds."""
-    values = [*read_metrics(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text())]
+    values = [*read_metrics(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text(encoding="utf-8"))]
     return [{key: value for key, value in line.items() if "per_second" not in key} for line in values]
 
 
@@ -142,7 +142,7 @@ def soak(faults: int, seed: int, root: Path, say=print) -> dict:
     recipe(root / "cache").save(file)
     began = time.perf_counter()
     if wait(start(file, whole)) != 0:
-        raise RuntimeError(f"the undisturbed run failed: {(root / 'whole.txt').read_text()[-2000:]}")
+        raise RuntimeError(f"the undisturbed run failed: {(root / 'whole.txt').read_text(encoding='utf-8')[-2000:]}")
     seconds = time.perf_counter() - began
     while met.total() < faults:  # a run meets several, and ends where none meets it in time
         folder = root / f"run-{runs}"
@@ -163,7 +163,9 @@ def soak(faults: int, seed: int, root: Path, say=print) -> dict:
             if status == 0:
                 break
             if status not in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, *LEFT}:
-                raise RuntimeError(f"status {status}: {(root / f'{folder.name}.txt').read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"status {status}: {(root / f'{folder.name}.txt').read_text(encoding='utf-8')[-3000:]}"
+                )
             met[kind] += 1
             hurt = damage(folder, rng) if rng.random() < 0.4 else None
             if hurt is not None:
@@ -190,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         found = soak(given.faults, given.seed, Path(root))
     found |= {"steps": STEPS, "seconds": round(time.perf_counter() - began), "torch": torch.__version__}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 
 

@@ -88,14 +88,14 @@ def look(name: str) -> dict:
 
 def main(out: str, *names: str) -> None:
     one_thread()
-    known = json.loads(Path(out).read_text())["rows"] if Path(out).exists() else []
+    known = json.loads(Path(out).read_text(encoding="utf-8"))["rows"] if Path(out).exists() else []
     found = {row["row"]: row for row in known}
     for name in names:
         found[name] = look(name)
         print(found[name], flush=True)
         rows = [found[name] for name in ROWS if name in found]
         command = f"python benchmarks/spent.py {out} {' '.join(row['row'] for row in rows)}"
-        Path(out).write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+        Path(out).write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

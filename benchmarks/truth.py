@@ -52,7 +52,9 @@ def main(folder: str, out: str | None = None, rows: int = 4):
         )
         print("{schedule:28s} {passes:6.2f} passes   memory {memory:.1e}   logits {logits:.1e}".format(**found[-1]))
     if out:
-        Path(out).write_text(json.dumps({"command": f"python benchmarks/truth.py {folder}", "rows": found}, indent=1))
+        Path(out).write_text(
+            json.dumps({"command": f"python benchmarks/truth.py {folder}", "rows": found}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

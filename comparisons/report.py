@@ -75,13 +75,17 @@ def ran(runs: Path, name: str) -> dict[str, list[dict]]:
     """The results of all models of a comparison, a sweep or the retrofit; empty where it has not begun."""
     if name not in OTHERS:
         table = runs / name / "table.json"
-        return json.loads(table.read_text()) if table.exists() else {}
+        return json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
     folder, found = runs.parent / name, {}
     if (folder / "pretrained.json").exists():
-        found["as it comes"] = [{"seed": 0} | json.loads((folder / "pretrained.json").read_text())]
+        found["as it comes"] = [{"seed": 0} | json.loads((folder / "pretrained.json").read_text(encoding="utf-8"))]
     if (folder / "table.json").exists():
-        return found | json.loads((folder / "table.json").read_text())
-    for row in json.loads((folder / "results.json").read_text())["rows"] if (folder / "results.json").exists() else ():
+        return found | json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    for row in (
+        json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+        if (folder / "results.json").exists()
+        else ()
+    ):
         if "result" in row:
             found.setdefault(row["group"], []).append(row["result"])
     return found
@@ -202,7 +206,7 @@ def fill(text: str, results: Path) -> str:
         path = results / f"{match[1]}.json"
         if not path.exists():
             return match[0]
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         return f"<!-- results: {match[1]} -->\n{table(kept)}\n\n`{kept['command']}`\n<!-- end -->"
 
     return MARK.sub(block, text)
@@ -214,7 +218,7 @@ def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons"
     for name in names:
         kept = keep(runs, name)
         if kept is not None:
-            (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+            (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
             print(f"\n{name}\n{table(kept)}")
             of_task = any(isinstance(one.get("accuracy"), dict) for found in kept["models"].values() for one in found)
             drawn = runs.parent / name / f"{name}.png"  # what a sweep over budgets draws itself
@@ -223,7 +227,7 @@ def main(names: Sequence[str], runs: Path = HERE.parent / "runs" / "comparisons"
             elif drawn.exists():
                 shutil.copy(drawn, HERE / "results")
     if PAGE.exists():
-        PAGE.write_text(fill(PAGE.read_text(), HERE / "results"))
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), HERE / "results"), encoding="utf-8")
 
 
 if __name__ == "__main__":

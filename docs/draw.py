@@ -26,4 +26,4 @@ def _block(recipe: str) -> str:
 
 if __name__ == "__main__":
     for path in sorted((ROOT / "docs" / "methods").glob("*.md")):
-        path.write_text(drawn(path.read_text()))
+        path.write_text(drawn(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -213,7 +213,8 @@ def _lines(name: str, found: dict, x: str, y: str):
 def _save(figure, name: str):
     path = FOLDER / name
     figure.savefig(path, metadata={"Date": None})
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    kept = [line.rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,13 @@ def test_no_swallowed_errors_and_no_prints():
         assert not re.search(r"^\s*print\(", text, re.M), path
 
 
+def test_what_the_makefile_tests_is_there():
+    named = set(re.findall(r"tests/\w[^\s\\]*", (ROOT / "Makefile").read_text("utf-8")))
+    assert len(named) > 10
+    for path, _, function in (name.partition("::") for name in named):
+        assert f"def {function}(" in (ROOT / path).read_text("utf-8") if function else (ROOT / path).exists(), path
+
+
 def test_help_does_not_load_torch():
     code = "import sys, undertow_cli; print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

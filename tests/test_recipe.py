@@ -229,6 +229,7 @@ def comparison(**changes):
         ({"models": []}, "models: must be a list"),
         ({"models": [{"time": "LRT"}]}, "models[0]: must be a mapping with a name"),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "models[1].name: 'a' is given twice"),
+        ({"models": [{"name": "a"}, {"name": "A"}]}, "models[1].name: 'A' is given twice"),
         (
             {"models": [{"name": "a", "tim": "LRT"}]},
             "models[0] (a): tim: unknown key (value 'LRT'); did you mean 'time'?",

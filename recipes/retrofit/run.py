@@ -41,7 +41,7 @@ def untrained(plan: compare.Comparison, folder: Path) -> dict:
         data = run.open_data(recipe)
         model = run.build_model(recipe, data.tokenizer).eval()
         run.write_json(path, measure(Loaded(model, data.tokenizer, recipe), data))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     head = ["model", *(title for title, _ in COLUMNS)]
     rows = [[name, *(cell(found) for _, cell in COLUMNS)] for name, found in results.items()]
     lines = [head, ["---", *["---:"] * len(COLUMNS)], *rows]
-    (folder / "retrofit.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    (folder / "retrofit.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
     out.print(table(results, COLUMNS))
 
 

@@ -4,7 +4,8 @@
 key or value projection (ports `key` and `value`; elsewhere `a` is `x`). Carries, `U(source, memory) -> memory`, and
 the start vectors of registers live here too. One with `takes_none` also takes None for a memory that is known to be
 zero, and says what is left of x. Each has the published initialisation; `retrofit=True` makes it the
-identity at the start, bit for bit, so that a pretrained model's logits do not move until it is trained.
+identity at the start, bit for bit (x + 0 y is x on every machine), so that a pretrained model's logits do not move but
+for rounding until it is trained.
 """
 
 from __future__ import annotations

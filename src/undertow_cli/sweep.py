@@ -85,10 +85,10 @@ class _Board:
 
         place = self.folder / "runs" / name
         if (place / "result.json").exists():
-            self.bars.measured(name, json.loads((place / "result.json").read_text()))
+            self.bars.measured(name, json.loads((place / "result.json").read_text(encoding="utf-8")))
         else:
             self.failed += 1
-            self.say(f"{name}: failed: {json.loads((place / 'failed.json').read_text())['failed']}")
+            self.say(f"{name}: failed: {json.loads((place / 'failed.json').read_text(encoding='utf-8'))['failed']}")
         self.bars.bars.advance(self.all)
 
     def say(self, text: str) -> None:

@@ -111,8 +111,14 @@ TIMES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SEQUENTIAL_LIKE + JACOBI + CYCLIC, ids=str)
-@pytest.mark.parametrize("time", ["t2mlr", "lrt"])
+EVERY = SEQUENTIAL_LIKE + JACOBI + CYCLIC
+SCHEDULES = [("t2mlr", schedule) for schedule in EVERY] + [("lrt", schedule) for schedule in EVERY[::3]]
+SCHEDULES += [
+    pytest.param("lrt", schedule, marks=pytest.mark.slow) for schedule in EVERY if schedule not in EVERY[::3]
+]  # which are costed alike, whatever the method
+
+
+@pytest.mark.parametrize("time, schedule", SCHEDULES, ids=str)
 def test_training_under_every_schedule(time, schedule):
     model, length = make(time=TIMES[time]), 5 if schedule == ut.Sequential() else T
     assert training_flops(model, length, schedule, batch=B) == trained(model, schedule, ids(B, length))
@@ -121,10 +127,10 @@ def test_training_under_every_schedule(time, schedule):
 ROWS = [("llama", depth, "none") for depth in DEPTHS]
 ROWS += [("llama", "none", "t2mlr-carry"), ("llama", "none", "lrt-layerwise")]
 ROWS += [("llama", "trm-b", "t2mlr"), ("llama", "reuse", "lrt"), ("llama", "middle", "t2mlr-carry")]
-ROWS += [(family, "none", time) for family in ("gpt2", "gpt_neox", "qwen3") for time in ("t2mlr", "lrt")]
+ROWS += [("gpt2", "none", "t2mlr"), ("gpt2", "none", "lrt"), ("gpt_neox", "none", "lrt"), ("qwen3", "none", "t2mlr")]
 ROWS += [("undertow_nanochat", depth, time) for depth, time in (("reuse", "t2mlr"), ("trm-a", "lrt"), ("none", "none"))]
-ROWS += [("undertow_nanochat", "none", time) for time in ("lrt", "lrt-layerwise", "t2mlr-carry")]
-ROWS += [("gpt2", "trm-a", "none"), ("gpt_neox", "reuse", "none"), ("qwen3", "block", "none")]
+ROWS += [("undertow_nanochat", "none", time) for time in ("lrt-layerwise", "t2mlr-carry")]
+ROWS += [("gpt_neox", "reuse", "none")]
 ALL = [
     pytest.param(family, depth, time, marks=() if (family, depth, time) in ROWS else pytest.mark.slow)
     for family in ("llama", "gpt2", "gpt_neox", "qwen3", "undertow_nanochat")

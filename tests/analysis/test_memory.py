@@ -22,8 +22,16 @@ SCHEDULES = (
 )
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("time", [ut.T2MLR(1, 2), ut.LRT()], ids=["t2mlr", "lrt"])
+@pytest.mark.parametrize(
+    "family, time",
+    [
+        ("llama", ut.T2MLR(1, 2)),
+        ("gpt2", ut.LRT()),
+        pytest.param("llama", ut.LRT(), marks=pytest.mark.slow),
+        pytest.param("gpt2", ut.T2MLR(1, 2), marks=pytest.mark.slow),
+    ],
+    ids=["llama-t2mlr", "gpt2-lrt", "llama-lrt", "gpt2-t2mlr"],
+)
 def test_kept_is_what_autograd_keeps(family, time):
     torch.manual_seed(0)
     model, x = ut.from_scratch(CONFIGS[family](), time=time).train(), ids(1, T)

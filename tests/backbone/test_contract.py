@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import undertow as ut
 from models import CONFIGS, build, gap, ids, randomise
+from rounding import assert_same, same
 from undertow.backbone import FAMILIES, Backbone, tapped
 
 
@@ -23,7 +24,7 @@ def test_every_family_is_tested():
 def test_embed_layers_norm_head_is_the_model(family):
     """Attribute paths, learned positions, normed embeddings, soft caps: the plain program is the model."""
     lm, x = plain(family), ids()
-    assert torch.equal(ut.wrap(lm)(x, schedule=ut.Jacobi(0)).logits, lm(x).logits)
+    assert_same(ut.wrap(lm)(x, schedule=ut.Jacobi(0)).logits, lm(x).logits)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -40,7 +41,7 @@ def test_taps_reach_exactly_keys_and_values(family):
             ports |= backbone.ports(layer, zero)
         with tapped(ports):
             tapped_logits = lm(x).logits
-        assert torch.equal(lm(x).logits, before)  # nothing lingers
+        assert_same(lm(x).logits, before)  # nothing lingers
         tap = getattr(backbone.family, port)
         for layer in backbone.layers:
             projection = layer.get_submodule(tap.module)
@@ -69,7 +70,7 @@ def test_taps_see_the_projections_own_input(family):
     with tapped(ports):
         lm(ids())
     (shape, a), *more = seen
-    assert not more and torch.equal(a, own[0]) and shape[-1] == backbone.shape.kv_width
+    assert not more and same(a, own[0]) and shape[-1] == backbone.shape.kv_width
 
 
 @pytest.mark.parametrize("family", CONFIGS)

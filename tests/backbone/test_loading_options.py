@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import undertow as ut
 from models import CONFIGS, V, gap, ids, randomise
+from rounding import assert_same, same
 from undertow.backbone.pretrained import load_backbone
 
 METHODS = {"t2mlr": dict(time=ut.T2MLR(1, 2)), "lrt_twice": dict(depth=ut.ReuseMap([1, 2, 1, 1]), time=ut.LRT(2))}
@@ -35,7 +36,7 @@ def test_a_tied_vocabulary_grows_and_survives(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
-    assert torch.equal(loaded(x).logits, model(x).logits) and gap(loaded(x).logits[..., :V], before) < 1e-6
+    assert same(loaded(x).logits, model(x).logits) and gap(loaded(x).logits[..., :V], before) < 1e-6
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def test_precision_is_what_is_asked_for(saved):
 @pytest.mark.parametrize("where", ["cpu", "auto", {"": "cpu"}], ids=["name", "auto", "map"])
 def test_device_map(saved, where):
     model = AutoModelForCausalLM.from_pretrained(saved, device_map=where).eval()
-    assert torch.equal(model(ids()).logits, AutoModelForCausalLM.from_pretrained(saved).eval()(ids()).logits)
+    assert_same(model(ids()).logits, AutoModelForCausalLM.from_pretrained(saved).eval()(ids()).logits)
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def test_layers_may_lie_on_the_disk(saved, tmp_path):
     places |= {"backbone.lm_head": "cpu", "undertow": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(saved, device_map=places, offload_folder=tmp_path / "off").eval()
     assert model.backbone.model.layers[2].mlp.up_proj.weight.device.type == "meta"
-    assert torch.equal(model(ids()).logits, plain(ids()).logits)
+    assert_same(model(ids()).logits, plain(ids()).logits)
 
 
 def test_quantised_weights_need_their_package(tmp_path):
@@ -105,7 +106,7 @@ def test_weights_in_eight_bits(tmp_path):
         assert 1e-4 < gap(before, plain.eval()(x).logits) < 0.1
     model = ut.wrap(base, time=ut.LRT(2))
     with torch.no_grad():
-        assert torch.equal(model(x, **one_sweep).logits, before)
+        assert_same(model(x, **one_sweep).logits, before)
         more = dict(max_new_tokens=4, do_sample=False, pad_token_id=1)
         assert torch.equal(model.generate(x, **more), model.generate(x, use_cache=False, **more))
     model.train()(x, labels=x).loss.backward()
@@ -180,5 +181,5 @@ def test_replaced_modules_are_the_ones_that_run(when, monkeypatch):
     wanted = lm(x).logits
     once = sorted(calls)
     calls.clear()
-    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, wanted) and sorted(calls) == once
+    assert same(model(x, schedule=ut.Jacobi(0)).logits, wanted) and sorted(calls) == once
     assert once == ["mlp"] * 4 + ["norm"] * 5 + ["rotary"] * 4

@@ -13,6 +13,7 @@ import matrix
 import undertow as ut
 from matrix import Case, T
 from models import CONFIGS, V, build, gap, ids, randomise
+from rounding import assert_copied, assert_same, same
 from undertow.backbone.nanochat import Layer
 
 FAMILY = "undertow_nanochat"
@@ -232,7 +233,8 @@ def test_saved_equals_loaded(tmp_path):
     read, written = AutoConfig.from_pretrained(tmp_path).to_dict(), lm.config.to_dict()
     assert {n: v for n, v in read.items() if written[n] != v}.keys() <= {"_name_or_path"}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert torch.equal(loaded(x).logits, lm(x).logits)
+    assert_copied(loaded, lm)
+    assert_same(loaded(x).logits, lm(x).logits)
 
 
 @torch.no_grad()
@@ -253,7 +255,7 @@ def test_its_own_generation(pattern):
 def test_windows_bite_in_all_layers_but_the_last():
     x = ids(1, T)
     wide, narrow, full = plain(sliding_window=64), plain(), plain(window_pattern="L")
-    assert torch.equal(wide(x).logits[:, :5], narrow(x).logits[:, :5])  # nothing to cut yet
+    assert_same(wide(x).logits[:, :5], narrow(x).logits[:, :5])  # nothing to cut yet
     assert gap(narrow(x).logits[:, 5:], wide(x).logits[:, 5:]) > 1e-4
     assert gap(full(x).logits, wide(x).logits) < 1e-12
     reach = [ut.wrap(narrow).view.window(i) for i in range(4)]
@@ -264,7 +266,7 @@ def test_windows_bite_in_all_layers_but_the_last():
 def test_embeddings_without_ids():
     lm, x = plain(value="none"), ids()
     for model in (lm, ut.wrap(lm)):
-        assert torch.equal(model(inputs_embeds=lm.get_input_embeddings()(x)).logits, model(x).logits)
+        assert_same(model(inputs_embeds=lm.get_input_embeddings()(x)).logits, model(x).logits)
     for model in (plain(), ut.wrap(plain())):
         with pytest.raises(ValueError, match="inputs_embeds without input_ids: value='every'") as caught:
             model(inputs_embeds=lm.get_input_embeddings()(x))
@@ -289,7 +291,7 @@ def test_logits_are_float32_at_least():
     logits = 4 * torch.tanh(lm.lm_head(h) / 4)
     assert h.dtype == torch.bfloat16 and lm.lm_head(h).dtype == torch.float32
     for model in (lm, ut.wrap(lm)):
-        assert model(x).logits.dtype == torch.float32 and torch.equal(model(x).logits, logits)
+        assert model(x).logits.dtype == torch.float32 and same(model(x).logits, logits)
     assert plain()(x).logits.dtype == torch.float64
 
 
@@ -308,7 +310,7 @@ def test_copies_are_independent():
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    assert torch.equal(twin(x).logits, before)
+    assert_same(twin(x).logits, before)
 
 
 def test_input_edges_enter_beside_the_scales():

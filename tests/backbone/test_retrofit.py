@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 import undertow as ut
 from models import gap, randomise
+from rounding import assert_same
 from undertow.analysis import compare
 from undertow.backbone.pretrained import load_backbone, source_of
 from undertow.data.corpus import Document
@@ -72,14 +73,14 @@ def ids(seed=0):
 
 @pytest.mark.parametrize("time", METHODS.values(), ids=list(METHODS))
 @torch.no_grad()
-def test_step_zero_is_the_base_to_the_bit(base, values, time):
+def test_step_zero_is_the_base(base, values, time):
     """Tokenizer and weights come from the folder; one full sweep gives the base's logits, any schedule nearly."""
     recipe = Recipe.parse(values | {"time": time, "schedule": None})
     data = run.open_data(recipe)
     assert data.tokenizer.get_vocab() == load_tokenizer(base).get_vocab()
     model = run.build_model(recipe, data.tokenizer).eval()
     lm, x = AutoModelForCausalLM.from_pretrained(base).eval(), ids()
-    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, lm(x).logits)
+    assert_same(model(x, schedule=ut.Jacobi(0)).logits, lm(x).logits)
     assert gap(model(x, schedule=ut.Cyclic(4, 2)).logits, lm(x).logits) < 1e-5
 
 
@@ -142,7 +143,7 @@ def test_a_hub_id_is_read_from_the_hubs_cache(base, values, tmp_path, monkeypatc
     recipe = Recipe.parse(values | {"backbone": {"pretrained": "someone/tiny"}, "schedule": None})
     model, x = run.build_model(recipe, run.open_data(recipe).tokenizer).eval(), ids()
     with torch.no_grad():
-        assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, AutoModelForCausalLM.from_pretrained(base)(x).logits)
+        assert_same(model(x, schedule=ut.Jacobi(0)).logits, AutoModelForCausalLM.from_pretrained(base)(x).logits)
     shutil.rmtree(place / "snapshots" / "main1")
     load_backbone("someone/tiny", "v2")
     with pytest.raises(ValueError, match="backbone.pretrained: 'someone/tiny': neither"):
@@ -317,11 +318,11 @@ SMOLLM = Path(os.environ.get("UNDERTOW_SMOLLM2", "runs/smollm2"))
 @pytest.mark.skipif(not SMOLLM.is_dir(), reason=f"{SMOLLM} is not there; python recipes/retrofit/fetch.py gets it")
 @pytest.mark.parametrize("time", [ut.T2MLR(4, -5), ut.LRT(source=-9)], ids=["t2mlr", "lrt"])
 @torch.no_grad()
-def test_step_zero_is_smollm2_to_the_bit(time):
+def test_step_zero_is_smollm2(time):
     lm, tokenizer = load_backbone(SMOLLM).eval(), load_tokenizer(SMOLLM)
     x = tokenizer("c=7\nf=c\nk=f\nThe capital of France is", return_tensors="pt").input_ids
     before = lm(x).logits
     assert tokenizer.decode(before[0, -1].argmax()) == " Paris"
     model = ut.wrap(lm, time=time).eval()
-    assert torch.equal(model(x, schedule=ut.Jacobi(0)).logits, before)
+    assert_same(model(x, schedule=ut.Jacobi(0)).logits, before)
     assert gap(model(x).logits, before) < 1e-4

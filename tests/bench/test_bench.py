@@ -90,8 +90,8 @@ def test_memory_is_the_peak_of_what_is_allocated():
 def test_fidelity_is_measured_against_the_definition():
     """Token by token nothing is off; without rounds much is, and a row with bounds says that it does not hold."""
     model, x, memory, gradients = work.strong(TINY)
-    assert models.memory_error(model, x, work.Sequential(), memory) == 0
-    assert models.gradient_error(models.gradients(model, x, work.Sequential()), gradients) == 0
+    assert models.memory_error(model, x, work.Sequential(), memory) < 1e-6
+    assert models.gradient_error(models.gradients(model, x, work.Sequential()), gradients) < 1e-5
     assert models.memory_error(model, x, work.Jacobi(0), memory) > 1e-4
     assert work.faithful_step(TINY, work.Cyclic(4, 4), memory=1e-3, gradient=1e-3).holds
     assert not work.faithful_step(TINY, work.Jacobi(0), memory=1e-6, gradient=1e-6).holds

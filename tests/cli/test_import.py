@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 import undertow as ut
 from commands import call
 from models import build, ids
+from rounding import assert_copied, assert_same
 from sums import tokenizer as characters
 from undertow.evaluation.samples import sample
 from undertow.training import run
@@ -46,7 +47,8 @@ def test_import(capsys, published, tmp_path):
     assert status == 0, err
     assert "llama" in out and "start=0" in out and "Jacobi(K=1, start='unmixed')" in out
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float64).eval()
-    assert torch.equal(loaded(ids()).logits, model(ids()).logits)
+    assert_copied(loaded, model)
+    assert_same(loaded(ids()).logits, model(ids()).logits)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 import undertow as ut
 from models import CONFIGS, build, gap, gradient_gap, gradients, ids, randomise
+from rounding import assert_same, same
 from undertow import reference
 
 T = 20
@@ -56,12 +57,9 @@ def test_adjoint_of_all_orders_is_backpropagation_through_time(time):
 
 @pytest.mark.parametrize("k", [0, 1, 3])
 @pytest.mark.parametrize("time", TIMES, ids=str)
-@pytest.mark.parametrize("settle", [False, True])
-def test_adjoint_k_is_k_plus_one_live_sweeps(time, k, settle):
+def test_adjoint_k_is_k_plus_one_live_sweeps(time, k):
     model, x = contracting(time), ids(2, T)
-    settle = (
-        model.program.carries
-    )  # a live sweep then runs the carry to the end of the text, as the adjoint's pass does
+    settle = model.program.carries  # a live sweep runs the carry to the end of the text, as the adjoint's pass does
     live = gradients(model, weighted(model(x, schedule=ut.Jacobi(T + k, backward=k, settle=settle)).logits))
     solved = model(x, schedule=ut.Jacobi(T, adjoint=k, settle=True) if settle else ut.Cyclic(8, 3, adjoint=k))
     assert gradient_gap(gradients(model, weighted(solved.logits)), live) < 1e-10
@@ -91,7 +89,7 @@ def test_no_graph_without_gradient():
     live = model(x, schedule=schedule)
     with torch.no_grad():
         dead = model(x, schedule=schedule)
-    assert torch.equal(live.logits, dead.logits) and not dead.logits.requires_grad
+    assert same(live.logits, dead.logits) and not dead.logits.requires_grad
     assert live.passes == dead.passes == 4
 
 
@@ -151,9 +149,9 @@ def test_a_model_that_does_not_contract_gets_live_sweeps_or_more_products():
     with pytest.warns(UserWarning, match="live sweeps instead"):
         out = model(x, schedule=ut.Cyclic(2, 1, adjoint=2))
     live = model(x, schedule=ut.Cyclic(2, 1))
-    assert torch.equal(out.logits, live.logits)
+    assert_same(out.logits, live.logits)
     mine, theirs = (gradients(model, weighted(o.logits)) for o in (out, live))
-    assert gradient_gap(mine, theirs) == 0
+    assert gradient_gap(mine, theirs) < 1e-12
     true = gradients(model, weighted(reference.recur(model, x)[0]))
     for solve in ("jacobi", "cyclic"):
         out = model(x, schedule=ut.Cyclic(8, 3, adjoint=2, solve=solve))

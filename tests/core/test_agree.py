@@ -4,10 +4,10 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import undertow as ut
 from models import build, ids
+from processes import run_ranks
 from undertow import agree
 
 
@@ -28,7 +28,7 @@ def one_rank(rank: int, folder: str):
 
 
 def test_ranks_agree(tmp_path):
-    mp.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(one_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert first == second
     drawn, passes, loops, _ = first

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import undertow as ut
 from models import CONFIGS, V, build, gap, ids, randomise
+from rounding import assert_copied, assert_same
 from undertow.future import FutureHeads
 from undertow.model import UndertowConfig, UndertowForCausalLM
 from undertow.plan import each_layer_once
@@ -66,7 +67,8 @@ def test_saved_equals_loaded(tmp_path):
     model, x = with_heads(time=ut.LRT(2)), ids(2, T)
     model.save_pretrained(tmp_path)
     loaded = UndertowForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert torch.equal(loaded(x, labels=x).future_losses, model(x, labels=x).future_losses)
+    assert_copied(loaded, model)
+    assert_same(loaded(x, labels=x).future_losses, model(x, labels=x).future_losses)
     assert loaded.config.future == FUTURE
 
 

@@ -10,6 +10,7 @@ import matrix
 import undertow as ut
 from matrix import Case
 from models import LAYERS, V, build, gap, gradient_gap, gradients, ids
+from rounding import assert_same
 from undertow.analysis.flops import training_flops
 
 T = 9
@@ -68,7 +69,7 @@ def test_a_truncated_gradient_is_another_one():
     for last in (1, 3, None):
         model = build("gpt2", depth=ut.MiddleLoop(1, 2, 3, inject=True, grad_last=last))
         found.append(gradients(model, model(x, labels=x).loss))
-    assert gradient_gap(found[0], found[2]) > 1e-2 and gradient_gap(found[1], found[2]) == 0
+    assert gradient_gap(found[0], found[2]) > 1e-2 and gradient_gap(found[1], found[2]) < 1e-12
 
 
 @pytest.mark.parametrize("mean, sigma", [(4, 0.5), (2, 0.5), (8, 1.0)])
@@ -95,9 +96,9 @@ def test_training_draws_and_evaluation_does_not(monkeypatch):
     with torch.no_grad():
         three, five = model(x).logits, model(x, loops=5).logits
         monkeypatch.setattr(ut.MiddleLoop, "draw", lambda self: 5)
-        assert torch.equal(model(x).logits, three)
-        assert torch.equal(model.train()(x).logits, five)
-        assert torch.equal(model(x, loops=3).logits, three)  # a caller's count is nobody's draw
+        assert_same(model(x).logits, three)
+        assert_same(model.train()(x).logits, five)
+        assert_same(model(x, loops=3).logits, three)  # a caller's count is nobody's draw
 
 
 COUNTED = [
@@ -118,7 +119,7 @@ def test_another_count_equals_a_model_built_with_it(depth, time):
     for n in (1, 4):
         other = build("gpt2", depth=depth.looped(n), time=time)
         other.load_state_dict(model.state_dict())
-        assert torch.equal(model(x, loops=n).logits, other(x).logits)
+        assert_same(model(x, loops=n).logits, other(x).logits)
         if time is None:
             assert gap(other(x).logits, written_out(model, x, n)) < 1e-9
         mine = model.generate(x, loops=n, max_new_tokens=4, do_sample=False, pad_token_id=1)
@@ -130,13 +131,13 @@ def test_another_count_equals_a_model_built_with_it(depth, time):
 
 
 def test_concat_starts_as_the_identity():
-    """Wrapped or from scratch: at the start a round reads its state alone, bit for bit, and the matrix has gradient."""
+    """Wrapped or from scratch: at the start a round reads its state alone, and the matrix has gradient."""
     backbone = build("gpt2").backbone
     once = ut.wrap(backbone, depth=ut.MiddleLoop(1, 2, 1, inject="concat"))
-    assert torch.equal(once(ids()).logits, backbone(ids()).logits)
+    assert_same(once(ids()).logits, backbone(ids()).logits)
     plain = ut.wrap(backbone, depth=ut.MiddleLoop(1, 2, 3))
     looped = ut.wrap(backbone, depth=ut.MiddleLoop(1, 2, 3, inject="concat"))
-    assert torch.equal(looped(ids()).logits, plain(ids()).logits)
+    assert_same(looped(ids()).logits, plain(ids()).logits)
     looped(ids(), labels=ids()).loss.backward()
     assert looped.undertow["inject"].map.weight.grad.norm() > 0
     assert looped.undertow["inject"].map.bias is None

@@ -64,7 +64,7 @@ def test_capped_logits_are_made():
     model, x = build("undertow_nanochat", None, ut.LRT()), ids()
     with pytest.warns(UserWarning, match="capped at 4"):
         loss = model(x, labels=x, skip_logits=True, schedule=ut.Interleaved(2)).loss
-    assert gap(loss, model(x, labels=x, schedule=ut.Interleaved(2)).loss) == 0
+    assert gap(loss, model(x, labels=x, schedule=ut.Interleaved(2)).loss) < 1e-12
 
 
 def test_it_holds_fewer_bytes():

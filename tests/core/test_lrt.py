@@ -275,7 +275,7 @@ def test_without_gamma_and_maps_it_is_the_baseline(method):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_how_far_one_pass_of_refinement_gets(seed):
     """Random weights: stale keys make subsets worse than one whole pass at S = 2; refreshed, they are better."""
     torch.manual_seed(seed)
@@ -390,7 +390,7 @@ def test_a_map_with_a_bias_is_not_left_out():
 # ---------------------------------------------------------------------- the matrix, beyond tests/test_matrix.py
 
 CASES = [
-    Case(FAMILY, None, ut.LRT()),
+    pytest.param(Case(FAMILY, None, ut.LRT()), marks=pytest.mark.slow),  # as LRT(2) in tests/test_matrix.py
     Case(FAMILY, None, ut.LRT(1, shared=False, gate_channels=9)),
     Case(FAMILY, ut.ReuseMap([2, 1, 3, 1]), ut.LRT(2, gates=False)),
 ]

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 import undertow as ut
 from matrix import T
 from models import CONFIGS, LAYERS, V, build, gap, ids
+from rounding import assert_copied, assert_same
 
 
 def test_published_names_are_there():
@@ -22,9 +23,9 @@ def test_default_schedules():
     """Training: the method's; evaluation: the exact one; an argument overrides either."""
     model, x = build("gpt2", time=ut.T2MLR(1, 2)), ids(2, T)
     assert model.schedule == ut.Cyclic(8, 3, adjoint=4)
-    assert torch.equal(model(x).logits, model(x, schedule=ut.Converge()).logits)
+    assert_same(model(x).logits, model(x, schedule=ut.Converge()).logits)
     model.train()
-    assert torch.equal(model(x).logits, model(x, schedule=model.schedule).logits)
+    assert_same(model(x).logits, model(x, schedule=model.schedule).logits)
     model.schedule = ut.Jacobi(1)
     assert model(x).passes == 2
 
@@ -42,7 +43,8 @@ def test_tied_weights_survive(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
-    assert torch.equal(loaded(ids()).logits, model(ids()).logits)
+    assert_copied(loaded, model)
+    assert_same(loaded(ids()).logits, model(ids()).logits)
 
 
 def test_the_base_models_weights_load_by_name(tmp_path):
@@ -55,7 +57,7 @@ def test_the_base_models_weights_load_by_name(tmp_path):
     base.load_state_dict({n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")})
     x = ids()
     ours = ut.wrap(model.backbone.eval())
-    assert torch.equal(base.eval()(x).logits, ours(x, schedule=ut.Jacobi(0)).logits)
+    assert_same(base.eval()(x).logits, ours(x, schedule=ut.Jacobi(0)).logits)
 
 
 def test_wrap_runs_on_the_models_own_tensors():
@@ -65,7 +67,7 @@ def test_wrap_runs_on_the_models_own_tensors():
     assert model.backbone is base and model.dtype == torch.bfloat16
     assert all(torch.equal(p, before[n]) for n, p in base.named_parameters())
     assert all(p.dtype == torch.bfloat16 for p in model.undertow.parameters())
-    assert torch.equal(model(ids(), schedule=ut.Jacobi(0)).logits, base(ids()).logits)
+    assert_same(model(ids(), schedule=ut.Jacobi(0)).logits, base(ids()).logits)
 
 
 def test_copies_are_independent():
@@ -73,11 +75,11 @@ def test_copies_are_independent():
     model, x = build("gpt2", time=ut.LRT(2)), ids()
     before = model(x).logits
     twin = copy.deepcopy(model)
-    assert torch.equal(twin(x).logits, before)
+    assert_same(twin(x).logits, before)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    assert torch.equal(twin(x).logits, before)
+    assert_same(twin(x).logits, before)
 
 
 def test_vocabulary_can_grow():
@@ -91,7 +93,7 @@ def test_vocabulary_can_grow():
 
 def test_inputs_embeds():
     model, x = build("gpt2", time=ut.T2MLR(1, 2)), ids()
-    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(x)).logits, model(x).logits)
+    assert_same(model(inputs_embeds=model.get_input_embeddings()(x)).logits, model(x).logits)
 
 
 def test_loss_divides_by_labels_or_by_what_the_trainer_says():
@@ -125,7 +127,7 @@ def test_converge_warns_when_cut_short():
 
 def test_logits_to_keep():
     model, x = build("gpt2", time=ut.T2MLR(1, 2)), ids()
-    assert torch.equal(model(x, logits_to_keep=2).logits, model(x).logits[:, -2:])
+    assert_same(model(x, logits_to_keep=2).logits, model(x).logits[:, -2:])
 
 
 def test_layer_numbers_count_from_the_end():

@@ -8,6 +8,7 @@ import matrix
 import undertow as ut
 from matrix import Case, padded
 from models import CONFIGS, build, gap, gradient_gap, gradients, ids
+from rounding import assert_copied, assert_same
 
 COUNTS = (2, 1, 3, 1)
 
@@ -56,7 +57,7 @@ def test_recurrent_retrofit_starts_without_it_and_learns_one_number():
     base = build("llama").backbone
     plain = ut.wrap(base, depth=ut.ReuseMap(COUNTS))
     model = ut.wrap(base, depth=ut.ReuseMap(COUNTS, recurrent=True))
-    assert torch.equal(model(ids()).logits, plain(ids()).logits)
+    assert_same(model(ids()).logits, plain(ids()).logits)
     assert [n for n, _ in model.undertow.named_parameters()] == ["recur.scale"]
     model.undertow["recur"].scale.fill_(1.0)
     visits = [layer for layer, r in enumerate(COUNTS) for _ in range(r)]
@@ -139,7 +140,8 @@ def test_an_untied_gpt2_head_stays_apart(tmp_path):
         counts[tied] = model.num_parameters()
         model.save_pretrained(tmp_path / str(tied))
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(tied), dtype=torch.float64).eval()
-        assert torch.equal(loaded(x).logits, model(x).logits)
+        assert_copied(loaded, model)
+        assert_same(loaded(x).logits, model(x).logits)
         assert (loaded.backbone.lm_head.weight is loaded.backbone.transformer.wte.weight) == tied
     assert counts[False] - counts[True] == CONFIGS["gpt2"]().n_embd * CONFIGS["gpt2"]().vocab_size
 

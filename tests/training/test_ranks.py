@@ -8,10 +8,10 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import undertow as ut
 from models import CONFIGS, ids, randomise
+from processes import run_ranks
 from undertow import schedules
 from undertow.methods import METHODS
 from undertow.recipe import Training
@@ -107,7 +107,7 @@ def one_rank(rank: int, folder: str):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_rank, args=(str(folder),), nprocs=2)
+    run_ranks(one_rank, str(folder))
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

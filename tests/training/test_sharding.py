@@ -5,12 +5,12 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from filelock import FileLock
 from torch.nn.parallel import DistributedDataParallel
 
 import undertow as ut
 from models import build, ids
+from processes import run_ranks
 from undertow.training.sharding import load_sharded, save_sharded, shard
 
 STEPS, AT = 4, 2  # steps in all, and after how many a checkpoint is written
@@ -78,7 +78,7 @@ def sharded(tmp_path_factory):
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             folder.mkdir()
-            mp.spawn(one_rank, args=(str(folder),), nprocs=2)
+            run_ranks(one_rank, str(folder))
             (folder / "done").touch()
     return folder
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import undertow as ut
 from models import build, gradients, ids
+from rounding import same
 from undertow.recipe import Recipe
 from undertow.training import run
 from undertow.training.callbacks import read_metrics
@@ -85,7 +86,7 @@ def test_the_last_call_of_a_forward(schedule, checkpointing):
     watching.watch(model)
     found = once()
     assert len(calls) > 1 and torch.equal(found[1], expected[1])
-    assert all(torch.equal(found[0][name], expected[0][name]) for name in expected[0])
+    assert all(same(found[0][name], expected[0][name]) for name in expected[0])
     last = {name: float(value) for name, value in statistics(model.undertow["memory_mixer"], *calls[-1]).items()}
     values = watching.take()
     assert values == pytest.approx({f"gates/memory_mixer/{name}": value for name, value in last.items()})
@@ -102,7 +103,7 @@ def test_gates_are_looked_at_outside_autocast():
         assert mixer.gates(x, m)["m"].dtype == torch.bfloat16
         values = statistics(mixer, x, m, x, x)
         of_bfloat16 = statistics(mixer, x.bfloat16(), m.bfloat16(), x, x)
-    assert values == expected
+    assert values.keys() == expected.keys() and all(same(values[name], expected[name]) for name in expected)
     assert float(of_bfloat16["gate_m_mean"]) == pytest.approx(float(expected["gate_m_mean"]), rel=1e-2)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from processes import run_ranks
 from undertow.training.callbacks import read_metrics
 from undertow.trm import training
 from undertow.trm.losses import losses
@@ -195,7 +196,7 @@ def worker(rank, world, folder):
 
 def test_two_processes_train_what_one_does(tmp_path):
     """Gradient, puzzle vectors, exploration and metrics; stopped at step 5 and resumed."""
-    torch.multiprocessing.start_processes(worker, (2, tmp_path), nprocs=2, start_method="fork")
+    run_ranks(worker, 2, tmp_path)
     one = run(tmp_path / "one", steps=8, evaluate_every=0, log_every=5)
     two = TRM.load(tmp_path / "two" / "model")
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):

@@ -150,7 +150,7 @@ def causal(subject: Subject, x: Tensor, schedules: Mapping[str, Schedule], gener
     x = x[:1].repeat(T - 1, 1)
     later_TT = torch.ones_like(x, dtype=torch.bool).triu(1)  # row r keeps the tokens 0..r
     other = torch.where(later_TT, _tokens(subject.model, T - 1, T, generator), x)
-    unmoved = 1e-12 if subject.model.dtype == torch.float64 else 1e-6  # bit for bit, if the kernels keep their order
+    unmoved = 1e-12 if subject.model.dtype == torch.float64 else 1e-6  # only rounding, of a kernel's own order
     cut, leaks, prefixes, broken = 2 * T // 3, {}, {}, ""
     for name, schedule in schedules.items():
         if isinstance(schedule, Converge):  # when it stops may depend on the whole text, by design

@@ -144,7 +144,7 @@ def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Comparis
     loaded = [recipes.load(file, overrides) for file in files]
     first = loaded[0]
     by_name = {recipe.name: recipe for recipe in loaded}
-    if len(by_name) < len(loaded):
+    if len({name.casefold() for name in by_name}) < len(loaded):  # some systems take their folders for one
         raise RecipeError("compare: two recipes have the same name; set name: in them")
     for recipe in loaded[1:]:
         if recipe.data != first.data:
@@ -190,7 +190,7 @@ def parse(values: Mapping, name: str, where: str = "") -> Comparison:
             raise RecipeError(f"{prefix}models[{number}].flops_of: {other!r}: must be a model before it: {list(made)}")
         if other is not None:
             flops_of[model["name"]] = other
-        if model["name"] in made:
+        if model["name"].casefold() in {name.casefold() for name in made}:  # as folders some systems take them for one
             raise RecipeError(f"{prefix}models[{number}].name: {model['name']!r} is given twice")
         recipe, left = _parsed(kind, shared, model, f"{prefix}models[{number}] ({model['name']})")
         unread = left if unread is None else {key: error for key, error in unread.items() if key in left}

@@ -63,7 +63,7 @@ def write(name: str, folder: Path, results: Mapping, folders: Mapping[str, Seque
     head = ["model", *(title.replace("\n", " ") for title, _ in columns)]
     rows = ([model, *(cell(found) for _, cell in columns)] for model, found in results.items())
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
     if any("exact_accuracy" in result for found in results.values() for result in found):
         return  # of puzzles
     from undertow.analysis import plots
@@ -81,14 +81,14 @@ def write(name: str, folder: Path, results: Mapping, folders: Mapping[str, Seque
         for model, places in folders.items()
     }
     seeds = [result.get("seed") for result in max(results.values(), key=len)]
-    (folder / "curves.json").write_text(json.dumps({"seeds": seeds, "models": points}, indent=1))
+    (folder / "curves.json").write_text(json.dumps({"seeds": seeds, "models": points}, indent=1), encoding="utf-8")
     plots.curves(points, folder / "curves.png", title=name)
     text = [f"# Samples: {name}\n"]
     samples = {model: found[0].get("samples", []) for model, found in results.items()}
     for number, first in enumerate(next((s for s in samples.values() if s), [])):
         text.append(f"\nPrompt {number + 1}:\n{_fenced(first['prompt'])}")
         text += [f"\n{model}:\n{_fenced(made[number]['text'])}" for model, made in samples.items() if made]
-    (folder / "samples.md").write_text("".join(text))
+    (folder / "samples.md").write_text("".join(text), encoding="utf-8")
 
 
 def _fenced(text: str) -> str:

@@ -50,11 +50,11 @@ def rows(plan: Plan, folder: Path) -> list[dict[str, Any]]:
         place = folder / "runs" / name
         row = {"run": name, "recipe": run.model, "curve": run.curve, "group": run.group, "swept": dict(run.values)}
         if (place / "result.json").exists():
-            result = json.loads((place / "result.json").read_text())
+            result = json.loads((place / "result.json").read_text(encoding="utf-8"))
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             row |= {"state": "finished", "result": numbers}
         elif (place / "failed.json").exists():
-            row |= {"state": "failed", **json.loads((place / "failed.json").read_text())}
+            row |= {"state": "failed", **json.loads((place / "failed.json").read_text(encoding="utf-8"))}
         else:
             row |= {"state": "open"}
         made.append(row)
@@ -66,7 +66,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = Path(folder) / "results.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; `undertow sweep` writes it")
-    return json.loads(path.read_text())["rows"]
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
 def write(plan: Plan, folder: Path) -> list[dict[str, Any]]:

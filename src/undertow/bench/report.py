@@ -84,11 +84,13 @@ def write(path: Path, results: Sequence[Result], rounds: int, tiny: bool) -> Non
     command = f"undertow bench --rounds {rounds} --out {path}"
     about = {"command": command, "machine": machine | {"processor": processor()}, "threads": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "rounds": rounds, "tiny": tiny, "rows": found}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({**about, "rounds": rounds, "tiny": tiny, "rows": found}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def processor() -> str:
     """The processor's name where the system says it."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())

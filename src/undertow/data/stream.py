@@ -259,7 +259,7 @@ def _each(stream: IterableDataset) -> Iterator[Record]:
 def _noted(path: Path) -> Chunk | None:
     """What a chunk's note says; None where there is none, or (with a warning) if it is damaged."""
     try:
-        return Chunk(**json.loads(path.read_text()))
+        return Chunk(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

@@ -21,7 +21,7 @@ UNLOGGED = ("total_flos", "train_runtime", "train_samples_per_second", "train_st
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file; a torn last line (killed while writing) is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = []
     for i, line in enumerate(lines):
         try:
@@ -143,7 +143,7 @@ class Metrics(TrainerCallback):
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         part = self.path.with_suffix(".part")  # killed here, nothing of what was logged is lost
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(self.path)
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import
@@ -169,7 +169,7 @@ class Metrics(TrainerCallback):
         speed = self.clock.take() if "loss" in values else None
         if speed is not None:
             line["tokens_per_second"] = round(speed * self.tokens_per_step, 1)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.writer is not None:
             for key, value in values.items():

@@ -57,7 +57,7 @@ def finish(target: Path) -> None:
     part = target.parent / PART / target.name
     files = sorted(path for path in part.rglob("*") if path.is_file())
     said = {path.relative_to(part).as_posix(): _sha256(path) for path in files}
-    (part / CHECKSUMS).write_text(json.dumps(said, indent=1))
+    (part / CHECKSUMS).write_text(json.dumps(said, indent=1), encoding="utf-8")
     for path in (*files, part / CHECKSUMS, *(path for path in part.rglob("*") if path.is_dir()), part):
         sync(path)
     if target.exists():  # found damaged when the run went on, else it would not be written again
@@ -68,7 +68,9 @@ def finish(target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file, or the names in a folder."""
+    """Wait until the disk holds a file, or the names in a folder (which Windows opens for nobody)."""
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,7 +85,10 @@ def problem(folder: Path, pattern: str = "*") -> str | None:
         pattern: only files whose name matches are looked at.
     """
     try:
-        said = {str(name): str(value) for name, value in json.loads((folder / CHECKSUMS).read_text()).items()}
+        said = {
+            str(name): str(value)
+            for name, value in json.loads((folder / CHECKSUMS).read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, AttributeError):
         return f"{CHECKSUMS} is missing or torn"
     for name in said:
@@ -131,7 +136,7 @@ def rows_of_step(root: Path) -> int | None:
     """How many rows a step of the run had, all processes together; None where no checkpoint says it."""
     for path in reversed(below(root)):
         with suppress(OSError, ValueError, LookupError, TypeError):  # damaged: `newest_complete` says so
-            return int(json.loads((path / STEP).read_text())["rows"])
+            return int(json.loads((path / STEP).read_text(encoding="utf-8"))["rows"])
     return None
 
 

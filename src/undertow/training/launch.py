@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,7 @@ State = Literal["finished", "failed", "held", "open"]
 ENDS: dict[State, str] = {"finished": "result.json", "failed": "failed.json"}
 HELD = 75  # exit status of a worker that found its run taken (sysexits' EX_TEMPFAIL)
 POLL, SLURM_POLL = 0.2, 5.0  # seconds
+UNNAMED = "held by another process"
 
 
 class Watch(Protocol):
@@ -75,7 +77,8 @@ def work(place: Path, device: str = "auto", threads: int | None = None) -> None:
     """
     lock = FileLock(place / "lock")
     with lock.acquire(timeout=5):  # longer than `state` takes to look
-        (place / "lock").write_text(f"{os.getpid()} on {socket.gethostname()}\n")
+        with suppress(PermissionError):  # Windows lets nobody write what is locked: then the holder has no name
+            (place / "lock").write_text(f"{os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if any((place / end).exists() for end in ENDS.values()):  # while this one waited for the lock
             return
         try:
@@ -171,7 +174,7 @@ def slurm(
     except (ValueError, RuntimeError, NameError, AssertionError, TypeError) as error:
         raise ValueError(f"slurm: {' '.join(str(error).split())}") from None
     known = folder / "jobs.json"
-    ids = json.loads(known.read_text()) if known.exists() else {}
+    ids = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
     open_ = [name for name, place in places.items() if state(place) in ("open", "held")]
     queued = [name for name in open_ if cluster == "slurm" and name in ids]
     jobs: dict[str, Any] = {name: submitit.SlurmJob(folder=folder, job_id=ids[name]) for name in queued}
@@ -265,7 +268,7 @@ def _die_with_parent() -> None:
     def wait():
         while os.read(0, 1):
             pass
-        os.kill(os.getpid(), signal.SIGKILL)  # at once: a run survives that at any moment
+        os._exit(1)  # at once: a run survives that at any moment
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -274,12 +277,14 @@ def _last_words(place: Path, status: int) -> str:
     """Why a worker died that could not say it itself."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; {place / 'log.txt'} says how far it came"
-    lines = (place / "log.txt").read_text(errors="replace").strip().splitlines()
+    lines = (place / "log.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()
     return f"exit status {status}: {lines[-1] if lines else 'nothing in its log'}"
 
 
 def _holder(place: Path) -> str:
-    return (place / "lock").read_text().strip() or "held by another process"
+    with suppress(PermissionError):
+        return (place / "lock").read_text(encoding="utf-8").strip() or UNNAMED
+    return UNNAMED
 
 
 def _main(place: str, device: str, threads: str) -> int:

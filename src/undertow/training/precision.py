@@ -32,7 +32,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere float32 is the safe answer
     if device.type == "cpu" and cpuinfo.exists():
-        flags = cpuinfo.read_text()
+        flags = cpuinfo.read_text(encoding="utf-8")
         return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
 

@@ -210,7 +210,7 @@ def train(
     """
     finished = folder / "result.json"
     if resume and finished.exists():
-        return json.loads(finished.read_text())
+        return json.loads(finished.read_text(encoding="utf-8"))
     with checkpoints.full_disk_said(folder / "checkpoints"):
         return _train(recipe, folder, resume, device, callbacks, data, accept)
 
@@ -307,7 +307,7 @@ def _train(
         card.write(folder / "model", loaded.model, recipe.name, recipe, result)
         write_json(folder / "result.json", result)
     state.wait_for_everyone()
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def load(folder: Path, device: str = "auto", memory: str | None = None) -> Loaded:
@@ -380,7 +380,7 @@ def evaluate(
     loaded, data = load(folder, device), reopen(folder, chosen, accept, memory)
     result = measure(Loaded(loaded.model, data.format, chosen), data, schedules)
     finished = Path(folder) / "result.json"
-    before = json.loads(finished.read_text()) if finished.exists() else {}
+    before = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else {}
     result = before | result
     write_json(Path(folder) / "evaluation.json", result)
     return result

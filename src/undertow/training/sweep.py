@@ -232,7 +232,7 @@ def prepare(plan: Plan, folder: Path, workers: int) -> int:
         if (place / "recipe.yaml").exists():
             same_run(absolute(recipes.load_any(place)), absolute(plan.runs[name].recipe), place)
     kept = folder / "sweep.json"
-    before = json.loads(kept.read_text())["threads"] if kept.exists() else None
+    before = json.loads(kept.read_text(encoding="utf-8"))["threads"] if kept.exists() else None
     threads = plan.settings.threads or before or max(1, _cores() // workers)
     if before not in (None, threads):
         raise RecipeError(f"{folder}: cannot resume, threads is {before} there and {threads} here")

@@ -285,7 +285,7 @@ class UndertowTrainer(Trainer):
             if self.args.should_save:
                 rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
                 said = json.dumps({"rows": rows, "processes": self.args.world_size})
-                (self.folder / checkpoints.PART / target.name / checkpoints.STEP).write_text(said)
+                (self.folder / checkpoints.PART / target.name / checkpoints.STEP).write_text(said, encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.finish(target)
@@ -303,7 +303,7 @@ class UndertowTrainer(Trainer):
             parts = {name: [part.tolist() for part in seen] for name, seen in self._parts.items() if seen}
             left = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "parts": parts}
             path = folder / f"unlogged_{self.args.process_index}.json"
-            path.write_text(json.dumps(left | {"skipped": self._skipped}))
+            path.write_text(json.dumps(left | {"skipped": self._skipped}), encoding="utf-8")
 
     def _take_up(self, folder: Path) -> None:
         """Go on from those sums; where another number of processes left them, each takes their mean."""
@@ -313,7 +313,7 @@ class UndertowTrainer(Trainer):
             return
         if len(paths) == self.args.world_size:
             paths = [folder / f"unlogged_{self.args.process_index}.json"]
-        left = [json.loads(path.read_text()) for path in paths]
+        left = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         self._tr_loss += sum(one["loss"] for one in left) / len(left)
         self._last_logged = self._globalstep_last_logged = left[0]["since"]
         self._parts = {

@@ -73,7 +73,7 @@ def save(
             tensors = _named("model", model.state_dict()) | _moments(optimiser)
             save_file(tensors | _named("ema", ema.average if ema else {}), part / "training.safetensors")
             (model if ema is None else ema.averaged(model)).save(part / "model")
-            (part / "state.json").write_text(json.dumps(_started(model, ema, seed) | {"step": step}))
+            (part / "state.json").write_text(json.dumps(_started(model, ema, seed) | {"step": step}), encoding="utf-8")
         wait()
         if rank() == 0:
             checkpoints.finish(done)
@@ -88,7 +88,7 @@ def restore(
     Raises:
         ValueError: it is of another network, another seed, or another number of processes.
     """
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     for name, here in _started(model, ema, seed).items():
         if state[name] != here:
             raise ValueError(f"{folder}: cannot resume, {name} is {state[name]!r} there and {here!r} here")
@@ -99,7 +99,10 @@ def restore(
             ema.average[name].copy_(value)
     optimiser.load_state_dict(optimiser.state_dict() | {"state": _states(_below("optimiser", tensors))})
     device = next(model.parameters()).device
-    rows = {name: value.to(device) for name, value in load_file(folder / f"carry-{rank()}.safetensors").items()}
+    # Copies: a file's tensors lie at any place, and the last digit of a product may hang on where its operands lie.
+    rows = {
+        name: value.to(device, copy=True) for name, value in load_file(folder / f"carry-{rank()}.safetensors").items()
+    }
     carry = Carry(_below("state", rows), rows["steps"], rows["halted"], _below("data", rows))
     return state["step"], carry, _below("tally", rows)
 

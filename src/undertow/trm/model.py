@@ -114,7 +114,7 @@ class TRM(nn.Module):
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: holds no puzzle model (no config.json)")
         try:
-            config = TRMConfig(**json.loads((folder / "config.json").read_text()))
+            config = TRMConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except ValidationError as error:
             raise ValueError(f"{folder / 'config.json'}: {translate(error, TRMConfig)}") from None
         except ValueError as error:

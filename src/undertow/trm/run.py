@@ -55,7 +55,7 @@ def train(
     """
     finished = folder / "result.json"
     if resume and finished.exists():
-        return json.loads(finished.read_text())
+        return json.loads(finished.read_text(encoding="utf-8"))
     data = open_data(recipe) if data is None else data
     settings, found = recipe.training, {}
     config = config_of(recipe, data.train)
@@ -81,7 +81,7 @@ def train(
         result = cost(recipe) | (found or measure(model, data.test, recipe.evaluation))
         write_json(finished, kept(folder, result) | speed(folder, settings.batch_size))
     checkpoints.wait()
-    return json.loads(finished.read_text())
+    return json.loads(finished.read_text(encoding="utf-8"))
 
 
 def config_of(recipe: PuzzleRecipe, data: PuzzleData) -> TRMConfig:
@@ -185,7 +185,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), device: str = "auto") 
             raise RecipeError(f"--set {text}: only evaluation.* may change when a run is evaluated")
     loaded = load(folder, device, overrides)
     finished = folder / "result.json"
-    before = json.loads(finished.read_text()) if finished.exists() else cost(loaded.recipe)
+    before = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else cost(loaded.recipe)
     found = measure(loaded.model, open_data(loaded.recipe).test, loaded.recipe.evaluation)
     result = before | kept(folder, found)
     write_json(folder / "evaluation.json", result)

@@ -5,7 +5,7 @@ runs/NAME-N/metrics.jsonl    one line a log
             model/           the trained model: loads with `TRM.load`
 
 Hugging Face's Trainer has no place for a state that rows carry from one step to the next, so this is a loop of its own.
-It runs in one process, or in several under `torchrun`, and gives the same numbers either way.
+It runs in one process, or in several under `torchrun`, and gives the same numbers either way, to rounding.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class Log:
         if checkpoints.rank() != 0:
             return
         line = {"step": step, **values}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.watch is not None:
             self.watch(line)

@@ -69,7 +69,7 @@ def write(source: Source, folder: str | Path) -> None:
         _write_split(source, split, folder / split, identifiers)
     for split in SPLITS:  # the number of identifiers is only known here
         path = folder / split / "dataset.json"
-        _save(path, {**json.loads(path.read_text()), "num_puzzle_identifiers": len(identifiers)})
+        _save(path, {**json.loads(path.read_text(encoding="utf-8")), "num_puzzle_identifiers": len(identifiers)})
     _save(folder / "identifiers.json", list(identifiers))
     _save(folder / MANIFEST, source.to_dict())
 
