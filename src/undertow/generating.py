@@ -12,6 +12,8 @@ from undertow.methods.base import Parts
 
 __all__ = ["Generating"]
 
+OURS = ("memory_mask", "prefix_mask", "schedule", "loops", "exit_rule")  # keywords of `forward` that no other model has
+
 
 class Generating(GenerationMixin):
     """Generation, through Hugging Face's own `generate()`."""
@@ -36,6 +38,14 @@ class Generating(GenerationMixin):
         from undertow.decode import decode
 
         return decode(self, *args, **kwargs)
+
+    def _get_candidate_generator(self, *args, model_kwargs, assistant_model=None, **kwargs):
+        """As Hugging Face; an assistant that is not ours is not asked for what only ours takes."""
+        if assistant_model is not None and not isinstance(assistant_model, Generating):
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in OURS}
+        return super()._get_candidate_generator(  # type: ignore[misc]
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the others are among the keywords
         self, input_ids, inputs_embeds=None, memory_mask: Tensor | None = None, prefix_mask=None, **kwargs

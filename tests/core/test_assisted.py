@@ -88,3 +88,12 @@ def test_nothing_is_recorded_unasked():
     assert cache.history_BTND.shape[1] == 4
     cache.reset()
     assert cache.history_BTND is None and cache.memory_BND is None
+
+
+@torch.no_grad()
+def test_a_plain_assistant_does_not_get_what_only_ours_takes():
+    model, x = build("gpt2", time=ut.T2MLR(1, 2)), ids(1, 6)
+    assistant = build("gpt2", seed=1).backbone
+    mask = torch.zeros_like(x)
+    wanted = generate(model, x, memory_mask=mask)
+    assert torch.equal(generate(model, x, memory_mask=mask, assistant_model=assistant), wanted)
