@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,13 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         out.print(f"{name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", highlight=False)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])  # raises again the signal that ended it
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets=None):
+                await asyncio.to_thread(app.state.engine.close)  # texts in progress end now, each with an error
+                await super().shutdown(sockets)
+
+        Server(config).run(sockets=[listener])  # raises again the signal that ended it
 
 
 def listening(host: str, port: int):
