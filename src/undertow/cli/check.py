@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from undertow.cli.console import Device, Overrides, Target, out, quiet
+from undertow.cli.console import Device, Overrides, Target, out, quiet, there
 
 
 def check(target: Target, overrides: Overrides = [], device: Device = "auto") -> None:  # noqa: B006
     """Check causality, caching and padding, and how far the training schedule is from true decoding."""
+    there(target, "file")
     from undertow.analysis.check import run
 
     quiet()

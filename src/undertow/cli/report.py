@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, folder_there, out, quiet
+from undertow.cli.console import Device, out, quiet, there
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.", callback=folder_there)],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.")],
     device: Device = "auto",
 ) -> None:
     """Write report.html from what lies in the folder; no result file is changed."""
+    there(folder, "folder")
     from undertow.analysis.report import write
 
     quiet()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Run, errors, out, quiet
+from undertow.cli.console import Device, Run, errors, out, quiet, there
 
 LOCAL = {
     "127.0.0.1": ("127.0.0.1", "localhost"),
@@ -35,6 +35,7 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a trained model over HTTP: OpenAI's completions and chat, and a page at /."""
+    there(folder, "folder")
     try:
         import uvicorn
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from undertow.cli.console import Device, Out, Overrides, Target, headline, out, quiet
+from undertow.cli.console import Device, Out, Overrides, Target, headline, out, quiet, there
 
 
 def train(
@@ -17,6 +17,7 @@ def train(
     folder: Out = None,
 ) -> None:
     """Train one model and measure it; everything lies in one folder under runs/."""
+    there(target, "file")
     from undertow import recipe
     from undertow.analysis import report
     from undertow.analysis.columns import table
