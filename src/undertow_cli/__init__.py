@@ -57,8 +57,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {  # and what each says when
     "report": (report.report, "the page is drawn again by the same command"),
     "bench": (bench.bench, "rows that were measured are kept where --out says"),
     "data": (data.data, "the same command begins anew"),
-    "import": (import_.import_, "nothing was imported"),
-    "export": (export.export, "nothing was exported"),
+    "import": (import_.import_, "what --out holds, if anything, is not whole"),
+    "export": (export.export, "what --out holds, if anything, is not whole"),
 }
 
 

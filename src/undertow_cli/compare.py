@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, Out, Overrides, files_there, headline, out, quiet
+from undertow_cli.console import Accept, Device, Out, Overrides, headline, out, quiet, there
 
 
 def compare(
     files: Annotated[
         list[Path],
-        typer.Argument(help="One comparison, or recipes with the same data; or folders of runs.", callback=files_there),
+        typer.Argument(help="One comparison, or recipes with the same data; or folders of runs."),
     ],
     overrides: Overrides = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished models, go on with the others.")] = False,
@@ -25,6 +25,8 @@ def compare(
 
     Of folders of finished runs (or of comparisons), only what they measured is put together.
     """
+    for file in files:
+        there(file, "file")
     from undertow.analysis import compare as comparison
     from undertow.analysis import report
     from undertow.analysis.columns import table

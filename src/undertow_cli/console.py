@@ -89,24 +89,10 @@ def is_broken(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def folder_there(path: Path) -> Path:
-    """The path, if there is something: said before anything else is loaded. Raises FileNotFoundError."""
-    return _there(path, "folder")
-
-
-def file_there(path: Path) -> Path:
-    """As `folder_there`, of a file (or of a folder, where a folder stands for a file in it)."""
-    return _there(path, "file")
-
-
-def files_there(paths: list[Path]) -> list[Path]:
-    """As `file_there`, of all."""
-    return [_there(path, "file") for path in paths]
-
-
-def _there(path: Path, kind: str) -> Path:
+def there(path: Path, kind: str) -> None:
+    """Raise FileNotFoundError, with the nearest name, where there is nothing: said before anything else is loaded."""
     if os.path.lexists(path):
-        return path
+        return
     missing = next(part for part in (*reversed(path.parents), path) if not os.path.lexists(part))
     above = missing.parent
     names = sorted(os.listdir(above)) if above.is_dir() and os.access(above, os.R_OK) else []
@@ -114,8 +100,8 @@ def _there(path: Path, kind: str) -> Path:
     raise FileNotFoundError(f"{path}: no such {kind}" + (f"; did you mean {str(above / near[0])!r}?" if near else ""))
 
 
-Run = Annotated[Path, typer.Argument(help="A run folder.", callback=folder_there)]
-Target = Annotated[Path, typer.Argument(help="A recipe (YAML) or a run folder.", callback=file_there)]
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+Target = Annotated[Path, typer.Argument(help="A recipe (YAML) or a run folder.")]
 
 
 def show_anything() -> None:

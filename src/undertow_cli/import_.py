@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import folder_there, out, quiet
+from undertow_cli.console import out, quiet, there
 
 
 def import_(
-    folder: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Folder with its config and weights.", callback=folder_there)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="PATH", help="Folder with its config and weights.")],
     into: Annotated[Path, typer.Option("--out", help="New folder for the imported model.")],
     method: Annotated[str | None, typer.Option(help="t2mlr or lrt (default: what the config looks like).")] = None,
     names: Annotated[
@@ -21,6 +19,7 @@ def import_(
     ] = None,
 ) -> None:
     """Import a published T2MLR or LRT checkpoint: every tensor finds its place, or nothing is written."""
+    there(folder, "folder")
     from undertow import convert
 
     quiet()

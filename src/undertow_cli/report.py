@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, folder_there, out, quiet
+from undertow_cli.console import Accept, Device, out, quiet, there
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.", callback=folder_there)],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.")],
     accept: Accept = False,
     device: Device = "auto",
 ) -> None:
     """Write report.html from what lies in the folder; no result file is changed."""
+    there(folder, "folder")
     from undertow.analysis.report import write
 
     quiet()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Memory, Run, errors, out, quiet
+from undertow_cli.console import Device, Memory, Run, errors, out, quiet, there
 
 LOCAL = {
     "127.0.0.1": ("127.0.0.1", "localhost"),
@@ -35,6 +36,7 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a trained model over HTTP: OpenAI's completions and chat, and a page at /."""
+    there(folder, "folder")
     try:
         import uvicorn
 
@@ -58,7 +60,13 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         out.print(f"{name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)", highlight=False)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])  # raises again the signal that ended it
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets=None):
+                await asyncio.to_thread(app.state.engine.close)  # texts in progress end now, each with an error
+                await super().shutdown(sockets)
+
+        Server(config).run(sockets=[listener])  # raises again the signal that ended it
 
 
 def listening(host: str, port: int):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, file_there, headline, out, quiet
+from undertow_cli.console import Device, Out, Overrides, headline, out, quiet, there
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A sweep (YAML).", callback=file_there)],
+    file: Annotated[Path, typer.Argument(help="A sweep (YAML).")],
     overrides: Overrides = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their cost; train nothing.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time (default: what the file says).")] = None,
@@ -26,6 +26,7 @@ def sweep(
     folder: Out = None,
 ) -> None:
     """Train lists and grids of recipes, each in a process of its own; end with one table. Status 1: a run failed."""
+    there(file, "file")
     from undertow.analysis import results
     from undertow.training import sweep as sweeps
     from undertow.training.progress import progress

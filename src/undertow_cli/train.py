@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, Out, Overrides, Target, headline, out, quiet
+from undertow_cli.console import Accept, Device, Out, Overrides, Target, headline, out, quiet, there
 
 
 def train(
@@ -18,6 +18,7 @@ def train(
     folder: Out = None,
 ) -> None:
     """Train one model and measure it; everything lies in one folder under runs/."""
+    there(target, "file")
     from undertow import recipe
     from undertow.analysis import report
     from undertow.analysis.columns import table
@@ -40,7 +41,7 @@ def train(
         bars.measured(chosen.name, result)
     out.print(table({chosen.name: [result]}))
     if "puzzle" in result:
-        from undertow.cli import puzzles
+        from undertow_cli import puzzles
 
         out.print(puzzles.accuracy_line(result), highlight=False)
     elif report.speaks():

@@ -78,6 +78,7 @@ def test_serve_on_a_socket(folder, tmp_path):
     run = "from undertow_cli import main; main()"
     command = [sys.executable, "-c", run, "serve", str(folder), "--port", "0", "--api-key-file", "key"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        last = None
         try:
             line = server.stdout.readline()
             assert line.startswith("tiny at http://127.0.0.1:"), line + server.stdout.read()
@@ -92,8 +93,16 @@ def test_serve_on_a_socket(folder, tmp_path):
                 assert client.get("/health").json()["running"] == 0
                 assert client.post("/v1/completions", json={"prompt": "x"}).json()["usage"]["prompt_tokens"] == 1
                 assert httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 401
+                body |= {"n": 60, "max_tokens": 240}  # minutes of it
+                with client.stream("POST", "/v1/completions", json=body) as reply:
+                    lines = reply.iter_lines()
+                    next(lines)
+                    server.send_signal(signal.SIGINT)
+                    last = [line for line in lines if line][-2:]
+                assert "the server is closing" in last[0] and last[1] == "data: [DONE]"
         finally:
-            server.send_signal(signal.SIGINT)
+            if last is None:
+                server.kill()
             ended = threading.Timer(60, server.kill)
             ended.start()
             rest = server.stdout.read()
