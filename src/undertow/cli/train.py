@@ -20,6 +20,7 @@ def train(
     from undertow import recipe
     from undertow.analysis import report
     from undertow.analysis.columns import table
+    from undertow.data import Data
     from undertow.training import run
     from undertow.training.progress import progress
 
@@ -30,6 +31,8 @@ def train(
     data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
     out.print(f"[bold]{chosen.name}[/] in {folder}")
+    if isinstance(data, Data):
+        out.print(data.sizes, highlight=False, markup=False, soft_wrap=True)
     with run.nothing_left(folder, resume), progress(out) as bars:
         watch = [bars.callback(chosen.name)]
         result = chosen.runner.train(chosen, folder, resume=resume, device=device, callbacks=watch, data=data)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from undertow.data.corpus import Corpus, Document, load_corpus
+from undertow.data.corpus import Corpus, Document, Reading, load_corpus
 from undertow.data.examples import Encoder, has_examples, pad_left, record_rows, texts
 from undertow.data.packing import Rows, collate, pack_documents
 from undertow.data.stream import Chunks, Stream, first_records
@@ -32,6 +32,7 @@ __all__ = [
     "Data",
     "Document",
     "Encoder",
+    "Reading",
     "Rows",
     "Stream",
     "build",
@@ -64,6 +65,7 @@ class Data:
             stream's).
         encoder: examples -> tokens, as in the rows.
         task: where the records come from (None: text files).
+        reading: of text files, which were read and how they were split.
     """
 
     train: Rows | Stream
@@ -74,6 +76,15 @@ class Data:
     validation_bytes: int
     encoder: Encoder
     task: Task | None = None
+    reading: Reading | None = None
+
+    @property
+    def sizes(self) -> str:
+        """How much is trained and validated on, in a line."""
+        if self.reading is not None:
+            return str(self.reading)
+        train = "a stream" if isinstance(self.train, Stream) else f"{len(self.train):,} rows"
+        return f"training on {train}, validating on {len(self.validation):,} rows"
 
     @property
     def waste(self) -> float | None:
@@ -152,7 +163,9 @@ def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache
     _check_bytes(held_out.text_bytes(bytes_V), corpus.validation_bytes)
     _log(train, held_out, seq_len)
     encoder = Encoder(tokenizer, "all", "all")
-    return Data(train, held_out, tokenizer, bytes_V, corpus.train_bytes, corpus.validation_bytes, encoder)
+    return Data(
+        train, held_out, tokenizer, bytes_V, corpus.train_bytes, corpus.validation_bytes, encoder, None, corpus.reading
+    )
 
 
 def _of_task(
@@ -180,7 +193,7 @@ def _of_task(
         _check_bytes(size, sum(len(text.encode()) for text in texts(records["validation"], task) if text.strip()))
     _log(train, held_out, seq_len)
     train_size = train.text_bytes(bytes_V) if isinstance(train, Rows) else None
-    return Data(train, held_out, own, bytes_V, train_size, size, encoder, task)
+    return Data(train, held_out, own, bytes_V, train_size, size, encoder, task, task.reading())
 
 
 def _records(task: Task, split: str, limit: int | None) -> list[Record]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from undertow.data import cache
+from undertow.data.background import heard
 from undertow.data.corpus import Document, corpus_hash
 from undertow.data.tokenizer import tokenizer_hash
 
@@ -207,7 +208,16 @@ def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) 
     parts, lengths = [], []
     for first in range(0, len(documents), _BATCH):
         texts = [document.text for document in documents[first : first + _BATCH]]
-        encoded = tokenizer(
+        encoded = _encoded(texts, tokenizer)
+        lengths += [len(before) + len(ids) + len(after) for ids in encoded]
+        together = itertools.chain.from_iterable(itertools.chain(before, ids, after) for ids in encoded)
+        parts.append(np.fromiter(together, dtype=np.int32))
+    return np.concatenate([np.empty(0, dtype=np.int32), *parts]), np.array(lengths, dtype=np.int64)
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    def encode(left):
+        return tokenizer(
             texts,
             add_special_tokens=False,
             split_special_tokens=True,  # a text that spells out <|endoftext|> does not end there
@@ -215,10 +225,8 @@ def tokenise(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) 
             return_token_type_ids=False,
             verbose=False,  # documents may be longer than the model's context: they are cut here
         )["input_ids"]
-        lengths += [len(before) + len(ids) + len(after) for ids in encoded]
-        together = itertools.chain.from_iterable(itertools.chain(before, ids, after) for ids in encoded)
-        parts.append(np.fromiter(together, dtype=np.int32))
-    return np.concatenate([np.empty(0, dtype=np.int32), *parts]), np.array(lengths, dtype=np.int64)
+
+    return heard(encode)
 
 
 def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.ndarray:
