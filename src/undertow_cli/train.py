@@ -22,6 +22,7 @@ def train(
     from undertow import recipe
     from undertow.analysis import report
     from undertow.analysis.columns import table
+    from undertow.data import Data
     from undertow.training import run
     from undertow.training.progress import progress
 
@@ -34,6 +35,8 @@ def train(
     data = None if resume else chosen.runner.open_data(chosen)  # a mistake in the data leaves no folder behind
     folder = run.folder_for(chosen, folder, resume=resume)
     headline(chosen.name, f" in {folder}")
+    if isinstance(data, Data):
+        out.print(data.sizes, highlight=False, soft_wrap=True)
     with run.nothing_left(folder, resume), progress(out) as bars:
         watch = [bars.callback(chosen.name)]
         more = {"accept": True} if accept else {}

@@ -184,9 +184,9 @@ def test_gsm8k_writes_what_was_published(tmp_path):
         ("<<1+1=2>>\n#### 2,000.", True),
         ("### 7\n### 2000", True),  # the last counts
         ("so it is\n2000\n", True),  # no mark: the last line
-        ("### 2000 hats", False),
         ("2000\nor so", False),
-        ("### 2000.0", False),
+        ("or 2000", False),
+        ("<<1000*2=2000>>", False),  # it ended before it answered
         ("", False),
         ("###", False),
         ("\n\n", False),
@@ -194,6 +194,71 @@ def test_gsm8k_writes_what_was_published(tmp_path):
 )
 def test_gsm8k_scores_the_text_after_the_last_mark(text, right):
     assert GSM8K().correct({"question": "", "steps": [], "answer": "2,000"}, text) is right
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ("1,080", "### 1080"),
+        ("70000", "### 70,000"),
+        ("1 000", "### 1000"),
+        ("18", "### $18"),
+        ("18", "### 18.00"),
+        ("18", "### 18 hats"),
+        ("18", "###18"),
+        ("18", "### 18 </s>"),
+        ("18", "The answer is 18."),
+        ("-18", "### -$18"),
+        ("-18", "### \u221218"),
+        ("0.5", "### .5"),
+        ("3/4", "### 0.75"),
+        ("1 1/2", "### 1.5"),
+        ("50%", "### 50"),
+        ("yes", "### Yes."),
+    ],
+)
+def test_gsm8k_compares_values(gold, said):
+    record = {"question": "", "steps": [], "answer": gold}
+    assert GSM8K().correct(record, said)
+    for other in ("### 19", "### -19", "### none", "### " + "9" * 9000, "### 3/0", f"{said}\n### 19"):
+        assert not GSM8K().correct(record, other)
+
+
+@pytest.mark.parametrize(
+    ("record", "steps", "answer"),
+    [
+        ({"steps": ["<<1+1=2>>"], "answer": 2}, ["<<1+1=2>>"], "2"),
+        ({"steps": ["<<1+1=2>>"], "answer": 2.0}, ["<<1+1=2>>"], "2"),
+        ({"steps": "<<1+1=2>> <<2+2=4>>", "answer": "4"}, ["<<1+1=2>>", "<<2+2=4>>"], "4"),
+        ({"steps": "a <<1+1=2>>\nb", "answer": "so\n#### 4"}, ["a <<1+1=2>>", "b"], "4"),
+    ],
+)
+def test_gsm8k_reads_steps_as_text_and_answers_as_numbers(tmp_path, record, steps, answer):
+    (found,) = GSM8K(test=jsonl(tmp_path / "a.jsonl", [{"question": "q", **record}])).records("test")
+    assert (found["steps"], found["answer"]) == (steps, answer)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"question": ["q"], "answer": "#### 1"}, "question is list; must be text"),
+        ({"question": "q", "answer": ["1"]}, "answer is list; must be text or a number"),
+        ({"question": "q", "answer": 1}, "neither steps nor '####' in its answer"),
+        ({"question": "q", "steps": {"a": 1}, "answer": "1"}, "steps is dict; must be a list or text"),
+        ({"question": "q", "answer": float("nan")}, "lacks answer"),
+    ],
+)
+def test_gsm8k_says_what_a_field_must_be(tmp_path, record, said):
+    with pytest.raises(ValueError, match=f"a.jsonl, record 1: {said}"):
+        list(GSM8K(test=jsonl(tmp_path / "a.jsonl", [record])).records("test"))
+
+
+def test_gsm8k_says_how_many_solutions_hold_no_formula(tmp_path):
+    bare = {"question": "q", "answer": "He has four.\n#### 4"}
+    with pytest.raises(ValueError, match="none of 1 solutions holds a formula.*; try 'words'"):
+        list(GSM8K(test=jsonl(tmp_path / "a.jsonl", [bare])).records("test"))
+    with pytest.warns(UserWarning, match="1 of 2 solutions hold no formula .*: their response is the answer alone"):
+        assert len(list(GSM8K(test=jsonl(tmp_path / "b.jsonl", [bare, main(1)])).records("test"))) == 2
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.data import fingerprint
-from undertow.data.corpus import Corpus, Document, load_corpus
+from undertow.data.corpus import Corpus, Document, Reading, load_corpus
 from undertow.data.examples import has_examples, record_rows, texts
 from undertow.data.fingerprint import Fingerprint
 from undertow.data.format import Layout, Memory, SpecialTokens, TextFormat, checked, pad_left
@@ -34,6 +34,7 @@ __all__ = [
     "Corpus",
     "Data",
     "Document",
+    "Reading",
     "Rows",
     "Stream",
     "TextFormat",
@@ -68,6 +69,7 @@ class Data:
         format: how a text becomes tokens, as in the rows; its tokenizer carries it.
         texts: which texts these are, see `fingerprint`.
         task: where the records come from (None: text files).
+        reading: of text files, which were read and how they were split.
     """
 
     train: Rows | Stream
@@ -79,6 +81,15 @@ class Data:
     format: TextFormat
     texts: Fingerprint
     task: Task | None = None
+    reading: Reading | None = None
+
+    @property
+    def sizes(self) -> str:
+        """How much is trained and validated on, in a line."""
+        if self.reading is not None:
+            return str(self.reading)
+        train = "a stream" if isinstance(self.train, Stream) else f"{len(self.train):,} rows"
+        return f"training on {train}, validating on {len(self.validation):,} rows"
 
     @property
     def waste(self) -> float | None:
@@ -223,7 +234,7 @@ def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int,
     _log(train, held_out, seq_len)
     seen = {split: fingerprint.of_documents(getattr(corpus, split)) for split in ("train", "validation")}
     sizes = (corpus.train_bytes, corpus.validation_bytes)
-    return Data(train, held_out, read.tokenizer, bytes_V, *sizes, read, seen)
+    return Data(train, held_out, read.tokenizer, bytes_V, *sizes, read, seen, reading=corpus.reading)
 
 
 def _of_task(
@@ -254,7 +265,7 @@ def _of_task(
     seen = {split: fingerprint.of_records(fingerprint.contents(held, task)) for split, held in records.items()}
     test = fingerprint.of_test(task)
     seen |= {} if test is None else {"test": test}
-    return Data(train, held_out, read.tokenizer, bytes_V, train_size, size, read, seen, task)
+    return Data(train, held_out, read.tokenizer, bytes_V, train_size, size, read, seen, task, task.reading())
 
 
 def _records(task: Task, split: str, limit: int | None) -> list[Record]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from undertow.data import cache
+from undertow.data.background import heard
 from undertow.data.corpus import Document, corpus_hash
 from undertow.data.format import IGNORED, TextFormat, pad_id
 
@@ -202,7 +203,8 @@ def tokenise(
     form = TextFormat.of(form, trained=True)
     parts, lengths = [], []
     for first in range(0, len(documents), _BATCH):
-        encoded = form.encode([document.text for document in documents[first : first + _BATCH]])
+        texts = [document.text for document in documents[first : first + _BATCH]]
+        encoded = heard(lambda left, texts=texts: form.encode(texts))
         framed = [ids for ids in map(form.framed, encoded) if ids]
         lengths += [len(ids) for ids in framed]
         parts.append(np.fromiter(itertools.chain.from_iterable(framed), dtype=np.int32))

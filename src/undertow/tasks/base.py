@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedTokenizerBase
 
+    from undertow.data.corpus import Reading
+
 Record = dict[str, Any]
 Kind = Literal["answers", "tags", "text", "tokens"]
 
@@ -96,6 +98,10 @@ class Task:
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The task's own tokenizer, where its vocabulary is fixed. None: any tokenizer does."""
+        return None
+
+    def reading(self) -> Reading | None:
+        """Of a task that reads text files: which, and how they were split."""
         return None
 
     def to_dict(self) -> dict:

@@ -16,6 +16,8 @@ from undertow.tasks.base import SPLITS, Kind, Record, Task
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
+_ENDS = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")  # in a folder; a .json there is about the others
+
 
 @dataclass(frozen=True)
 class FineWeb(Task):
@@ -27,7 +29,8 @@ class FineWeb(Task):
     Args:
         edu: FineWeb-Edu, the pages that teach something.
         subset: the configuration on the hub, e.g. `sample-10BT`, `sample-100BT`, `CC-MAIN-2024-10`.
-        path: local files instead: a file, a folder or a glob of .parquet, .jsonl, .json (also .gz); one or several.
+        path: local files instead: a file, a folder or a glob of .parquet, .jsonl, .ndjson, .json (also .gz); one or
+            several. Of a folder all but .json, which there describes the others.
         holdout: how many documents are for validation.
         limit: how many documents, at most, are for training. None: all.
     """
@@ -110,7 +113,7 @@ def _files(paths: tuple[str, ...]) -> list[Path]:
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.name.endswith((".parquet", ".jsonl", ".jsonl.gz")))
+            inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(_ENDS))
         elif glob.has_magic(name):
             inside = sorted(map(Path, glob.glob(str(path), recursive=True)))
         else:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from undertow.tasks.base import SPLITS, Kind, Record, Task
 
 if TYPE_CHECKING:
-    from undertow.data.corpus import Corpus
+    from undertow.data.corpus import Corpus, Reading
 
 
 class _Documents(Task):
-    """Documents split by file, as `undertow.data.load_corpus` does it; there is no test split."""
+    """Documents split by file, as `undertow.data.load_corpus` does it; test is what the files' names say is."""
 
     kind: ClassVar[Kind] = "text"
 
@@ -26,11 +26,14 @@ class _Documents(Task):
     def records(self, split: str) -> Iterator[Record]:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: allowed: {', '.join(SPLITS)}")
-        held = {"train": self.corpus.train, "validation": self.corpus.validation, "test": ()}[split]
+        held = {"train": self.corpus.train, "validation": self.corpus.validation, "test": self.corpus.test}[split]
         return ({"name": document.name, "text": document.text} for document in held)
 
     def key(self, record: Record) -> str:
         return record["text"]
+
+    def reading(self) -> Reading:
+        return self.corpus.reading
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class TextFiles(_Documents):
 
     Args:
         path: what to read; one or several.
-        validation: what to validate on, named the same way. None: about 5 % of the files, by the hash of their names.
+        validation: what to validate on, named the same way. None: what the files' names say (`valid.txt`, `dev/`, see
+            `undertow.data.splits`), else about 5 % of them by the hash of their names.
     """
 
     path: str | tuple[str, ...]

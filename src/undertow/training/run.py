@@ -298,6 +298,8 @@ def _train(
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"trained_parameters": trained}
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
+        if data.reading is not None:
+            result["data"] = data.reading.to_dict()
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
         if settings.nonfinite == "skip":
