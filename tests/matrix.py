@@ -152,13 +152,13 @@ def row_2_executor_equals_references(case: Case, gradient: bool = True):
 
 
 def literal_loss(parts, labels) -> torch.Tensor:
-    """`sum_s w_s (T/|I_s|) CE_s / N`, written out."""
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    """`sum_s w_s nats_s / N_s`, written out: N_s is N times what a full row has of its targets at the sweep's rows."""
+    targets, full = F.pad(labels[:, 1:], (0, 1), value=-100), labels.shape[1] - 1
     total = 0.0
     for logits, rows, weight in parts:
         t = targets[:, rows]
         nats = -torch.log_softmax(logits, -1).gather(-1, t.clamp(min=0)[..., None])[..., 0]
-        total = total + weight * labels.shape[1] / len(rows) * nats[t != -100].sum()
+        total = total + weight * nats[t != -100].sum() * full / max(len([r for r in rows if r < full]), 1)
     return (total / (targets != -100).sum()).detach()
 
 

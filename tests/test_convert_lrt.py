@@ -66,7 +66,7 @@ def test_every_name_has_its_place(prefix):
             f"{layer}scale.beta": theirs["x0_lambdas"][i : i + 1],
             f"backbone.model.value_tables.{i}.weight": theirs[f"interleaved_init_value_embeds.{i}.weight"][:V],
             f"undertow.residual_{i}.scale": theirs["interleaved_lambdas"][i : i + 1],
-            f"undertow.gate_{i}.gate.weight": torch.cat([W_g[: 2 * G], torch.zeros(2 * G, D - C)], 1),
+            f"undertow.gate_{i}.gate.weight": W_g[: 2 * G],
             f"undertow.memory_key_{i}.weight": turned(theirs[f"interleaved_key_projections.{i}.W_v.weight"]),
             f"undertow.memory_value_{i}.weight": theirs[f"interleaved_projections.{i}.W_v.weight"],
         }
@@ -76,7 +76,7 @@ def test_every_name_has_its_place(prefix):
 
 
 def test_our_modules_are_exactly_those_of_a_model():
-    model = build(time=ut.LRT(-1, shared=False), head_dim=E)
+    model = build(time=ut.LRT(-1, shared=False, gate_channels=C), head_dim=E)
     mine = {name: x.shape for name, x in model.state_dict().items() if name.startswith("undertow.")}
     found = {name: x.shape for name, x in ours_of(published()).items() if name.startswith("undertow.")}
     assert found == mine
@@ -86,12 +86,18 @@ def heads(x_TK):
     return x_TK.unflatten(-1, (-1, E)).transpose(0, 1)
 
 
-def rotated(x_HTE, sign):
-    """Rotary embedding by `sign * t / 10000^(2i/E)`, halves of a head as real and imaginary parts."""
+def rotated(x_HTE, sign, rounded=False):
+    """Rotary embedding by `sign * t / 10000^(2i/E)`, halves of a head as real and imaginary parts.
+
+    `rounded`: cosines and sines in bfloat16, as the release keeps them.
+    """
     angle_TE = torch.arange(x_HTE.shape[1], dtype=torch.float64)[:, None]
     angle_TE = sign * angle_TE * 10000 ** -(torch.arange(0, E, 2, dtype=torch.float64) / E)
+    cos_TE, sin_TE = angle_TE.cos(), angle_TE.sin()
+    if rounded:
+        cos_TE, sin_TE = cos_TE.bfloat16().double(), sin_TE.bfloat16().double()
     a, b = x_HTE.chunk(2, -1)
-    return torch.cat([a * angle_TE.cos() - b * angle_TE.sin(), a * angle_TE.sin() + b * angle_TE.cos()], -1)
+    return torch.cat([a * cos_TE - b * sin_TE, a * sin_TE + b * cos_TE], -1)
 
 
 def test_turning_the_other_way_gives_the_same_scores():
@@ -110,7 +116,7 @@ def test_turning_the_other_way_gives_the_same_scores():
 def test_gate_is_the_published_formula(c):
     """`v = g_loc v_loc + g_mem v_mem`, `(g_loc, g_mem, g_tok) = 2 sig(W_g a[0:c])`, from their rows."""
     theirs = published(c=c)
-    model = build(time=ut.LRT(-1, shared=False), head_dim=E)
+    model = build(time=ut.LRT(-1, shared=False, gate_channels=c), head_dim=E)
     ours = {n.removeprefix("undertow."): x for n, x in ours_of(theirs).items() if n.startswith("undertow.")}
     model.undertow.load_state_dict(ours)
     a, m = (torch.randn(2, 5, D, dtype=torch.float64) for _ in range(2))
@@ -140,6 +146,7 @@ def test_config():
     assert found.training == "Interleaved(S=3)"
     sizes = {"num_hidden_layers": L, "num_key_value_heads": G, "value": "every", "value_gate_channels": C}
     assert sizes.items() <= found.backbone.items()
+    assert found.time["gate_channels"] == C and read_lrt(CONFIG | {"ve_gate_channels": 0}).time["gate_channels"] is None
     refined = CONFIG | {"use_interleaved": False, "use_multi_refine": True}
     assert read_lrt(refined).training == "Jacobi(K=2, loss='mean')"
     assert read_lrt(refined | {"multi_refine_loss_weights": [1, 3, 6]}).training == "Jacobi(K=2, loss=(1, 3, 6))"
@@ -166,7 +173,7 @@ def test_the_newest_step_is_read(tmp_path):
 
 
 def norm(x):
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    return F.rms_norm(x, x.shape[-1:], eps=2.0**-23)
 
 
 def recurrence(w, tokens) -> torch.Tensor:
@@ -188,7 +195,7 @@ def recurrence(w, tokens) -> torch.Tensor:
             k = g_loc * k + g_mem * heads(m @ w[f"interleaved_key_projections.{i}.W_v.weight"].T)
             v = g_loc * v + g_mem * heads(m @ w[f"interleaved_projections.{i}.W_v.weight"].T)
             v = v + g_tok * heads(w[f"interleaved_init_value_embeds.{i}.weight"][seen])
-            q, k = norm(rotated(q, -1)), norm(rotated(k, -1))
+            q, k = norm(rotated(q, -1, rounded=True)), norm(rotated(k, -1, rounded=True))
             short = CONFIG["window_pattern"][i % 3] == "S" and i < L - 1
             allowed = (ago >= 0) & (ago <= (window if short else t))
             scores = q @ k.repeat_interleave(H // G, 0).transpose(1, 2) / math.sqrt(E)

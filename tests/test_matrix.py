@@ -33,7 +33,7 @@ TIMES = [
     ut.T2MLR(1, 2, mixer="alpha_coupled", project="mlp", project_options={"bottleneck": 8}),
     ut.T2MLR(2, 2, mixer="exponential_rotational_gated", carry="residual", mixer_options={"concat": True}),
     ut.T2MLR(1, 2, mixer="constant_weight", mixer_options={"weight": 0.3, "learned": True}),
-    ut.T2MLR(0, 2, mixer="concat", carry="residual", carry_detach=False, post_norm=True),
+    ut.T2MLR(0, 2, mixer="concat", carry="residual", carry_detach=False),
 ]  # the two mixers that replace the stream cannot be rows: a token they replace is not seen (core/test_t2mlr.py)
 METHODS = [
     (None, ut.T2MLR(1, 2)),

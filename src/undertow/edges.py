@@ -25,7 +25,7 @@ class Edge:
         mixer: name of the module `mixer(x_BSD, m_BSD, a_BSD) -> x_BSD`; `a` is the projection's own input (ports key
             and value) or `x` itself.
         project: name of a module applied to the carried state once per sweep, shared by every edge that names it.
-        norm: carry the weightless RMS norm of the source.
+        norm: carry the weightless RMS norm of the source, with this eps (None: the source itself).
         carry: name of the module `U(source_BSD, memory_BSD) -> memory_BSD` of `M_t = U(source_t, M_{t-1})`.
     """
 
@@ -36,7 +36,7 @@ class Edge:
     delay: int = 1
     visits: str = "first"
     project: str | None = None
-    norm: bool = False
+    norm: float | None = None
     carry: str | None = None
 
     def __post_init__(self):
@@ -47,7 +47,7 @@ class Edge:
             raise ValueError(f"Edge carry={self.carry!r}: only a delay-1 edge has a carry")
 
     @property
-    def memory(self) -> tuple[Block, bool, str | None]:
+    def memory(self) -> tuple[Block, float | None, str | None]:
         """What identifies the memory this edge reads: edges with equal keys read the same one."""
         return (self.source, self.norm, self.carry)
 
@@ -59,7 +59,7 @@ class Program:
     head: tuple[Step, ...]
     span: tuple[Step, ...]
     tail: tuple[Step, ...]
-    memories: tuple[tuple[Block, bool, str | None], ...]  # `(source, norm, carry)`; the index is N in `M_BTND`
+    memories: tuple[tuple[Block, float | None, str | None], ...]  # `(source, norm, carry)`; the index is N in `M_BTND`
     kept: tuple[str, ...]  # registers written in the span that the tail or a memory reads: one buffer each
     starts: tuple[tuple[str, str], ...] = ()  # register -> name of the module that holds its learned start vector
     watch: Block | None = None  # a block whose last output every read-out hands on

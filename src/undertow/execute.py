@@ -159,8 +159,7 @@ class Executor:
         """The memories these positions leave behind, `M_BSND`."""
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
-            m = state[output_of(source)]
-            m = normed(m) if norm else m
+            m = normed(state[output_of(source)], norm)
             if carry and frame.mixed:
                 assert frame.memory_BSND is not None, "the span's frame has the memory"
                 updated = self.modules[carry](m, frame.memory_BSND[:, :, n])

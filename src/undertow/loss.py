@@ -1,4 +1,20 @@
-"""The loss of a read-out: with its logits, or without ever holding all of them."""
+"""The loss of a read-out: with its logits, or without ever holding all of them.
+
+A forward reads out one or more sweeps, each over its own positions I_s, and its loss is a mean of theirs,
+`sum_s w_s L_s` with `sum_s w_s = 1`. L_s is a mean over the sweep's own targets, as LRT was published
+(arXiv 2605.26797): the nats of a sweep, summed, over the number of targets at its positions.
+
+That number is not counted but worked out from N, the targets of all positions, so that micro-batches add up:
+
+    L_s = nats_s / N_s,    N_s = N n_s / (T - 1),    n_s = the positions of I_s but the last of all, T - 1
+
+In a row of T tokens every position but the last has a target, n_s of these T - 1 in I_s; where nothing else is masked
+N_s is exactly the count. What is summed are the nats of a micro-batch; what they are divided by is N of the whole batch
+(`num_items_in_batch`) and a number that T and I_s alone decide. So the losses, and the gradients, of any micro-batches
+add up to those of one batch, whatever is masked in which of them. Counts of each subset's own targets would not: a
+micro-batch does not know those of the others. Where labels are masked, N_s takes the masked ones to be spread evenly
+over the subsets, as strided subsets of a text spread them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +26,16 @@ from torch import Tensor, nn
 
 from undertow.backbone import Backbone
 
-__all__ = ["nats"]
+__all__ = ["nats", "share"]
+
+
+def share(positions: range, T: int) -> float:
+    """`n_s / (T - 1)`: which part of a row's targets is at these positions; 0 where they have none.
+
+    Of T positions every one but the last has a target. `nats / (N * share)` is a mean over the sweep's own targets.
+    """
+    own = len(positions) - ((T - 1) in positions)
+    return own / max(T - 1, 1)
 
 
 def nats(view: Backbone, h_BSD: Tensor, targets_BS: Tensor, skip_logits: bool) -> tuple[Tensor, Tensor | None]:

@@ -2,15 +2,13 @@
 
 `x` is what the port holds, `m` the carried state (already projected, if its edge says so) and `a` the input of the
 key or value projection (ports `key` and `value`; elsewhere `a` is `x`). Carries, `U(source, memory) -> memory`, and
-the start vectors of registers live here too. One with `takes_none` also takes None for a memory that is known to be
-zero, and says what is left of x. Each has the published initialisation; `retrofit=True` makes it the
-identity at the start, bit for bit (x + 0 y is x on every machine), so that a pretrained model's logits do not move but
-for rounding until it is trained.
+start vectors live here too. One with `takes_none` also takes None for a memory that is known to be zero, and says what
+is left of x. Each has the published initialisation; `retrofit=True` makes it the identity at the start (x + 0 y is x on
+every machine), so that a pretrained model's logits do not move but for rounding until it is trained.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from math import sqrt
 from typing import Any, ClassVar, cast
 
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from undertow.maps import gamma, gate, of_x, perceptron, start_gate, with_m
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+NORMS: dict[str, Any] = {"rmsnorm": lambda width: nn.RMSNorm(width, eps=2.0**-23), "layernorm": nn.LayerNorm}
 
 
 def rescaled(y: Tensor, clamp: float = 5.0, eps: float = 1e-6) -> Tensor:
@@ -159,23 +157,24 @@ class Mixer(nn.Module):
         identity: whether the subclass starts as the identity for any streams (it adds to x what starts at zero).
         same: whether its `mix` starts as x^, which is x where nothing is normed.
         pre_norm: `"rmsnorm"` or `"layernorm"`, learned gains, one norm a stream (None: no pre-norm).
-        post_norm: whether N (`rescaled`) acts.
+        post_norm: whether N (`rescaled`) acts, where the subclass is `post_normed`.
         retrofit: start as the identity, behind a zero scalar (`opened`) where the mixer does not by itself.
     """
 
     projected: ClassVar[bool] = True  # whether the published mixer can have a map of the memory before it
     reads_x: ClassVar[bool] = True
+    post_normed: ClassVar[bool] = True  # whether the published mixer applies the post-norm, which all of them accept
 
     def __init__(
         self, width: int, identity: bool = False, same: bool = False, pre_norm: str | None = None,
         post_norm: bool = False, retrofit: bool = False,
     ):  # fmt: skip
         super().__init__()
-        norm = None if pre_norm is None else partial(NORMS[pre_norm], width, eps=1e-6)
-        self.norm_x, self.norm_m = norm() if norm and self.reads_x else None, norm() if norm else None
-        self.post_norm = post_norm
+        self.norm_x = NORMS[pre_norm](width) if pre_norm and self.reads_x else None
+        self.norm_m = NORMS[pre_norm](width) if pre_norm else None
+        self.post_norm = post_norm and self.post_normed
         # Behind a scalar, what starts as the identity would never get a gradient, nor would the scalar.
-        closed = retrofit and not identity and not (same and norm is None and not post_norm)
+        closed = retrofit and not identity and not (same and pre_norm is None and not self.post_norm)
         self.opening = nn.Parameter(torch.zeros(1)) if closed else None
         self.strength = nn.Buffer(torch.ones(()))
 
@@ -234,7 +233,7 @@ class Mixer(nn.Module):
 class ConstantWeight(Mixer):
     """`(1 - w) x^ + w m^`, w clamped to [0, 1] where it is used. `weight`: at the start; `learned`: a parameter."""
 
-    projected = False
+    projected = post_normed = False
 
     def __init__(self, width: int, *, weight: float = 0.5, learned: bool = False, **around: Any):
         if not 0 <= weight <= 1:
@@ -250,6 +249,8 @@ class ConstantWeight(Mixer):
 
 class Concat(Mixer):
     """`W [x^; m^]`, no bias, W = [I, 0] at the start."""
+
+    post_normed = False
 
     def __init__(self, width: int, **around: Any):
         super().__init__(width, same=True, **around)
@@ -365,7 +366,7 @@ class ExponentialRotationalGated(Mixer):
 class Replace(Mixer):
     """`m^`: the memory replaces x (a baseline after Coconut, arXiv 2412.06769)."""
 
-    projected = reads_x = False
+    projected = reads_x = post_normed = False
 
     def mix(self, x, m, gates):
         return m
@@ -374,7 +375,7 @@ class Replace(Mixer):
 class Codi(Mixer):
     """`LN(W_2 act(W_1 m^))` replaces x (a baseline after CODI, arXiv 2502.21074); `bottleneck`: the inner width."""
 
-    projected = reads_x = False
+    projected = reads_x = post_normed = False
 
     def __init__(self, width: int, *, bottleneck: int, activation: str = "gelu", **around: Any):
         super().__init__(width, **around)

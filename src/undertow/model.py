@@ -24,7 +24,7 @@ from undertow.generating import Generating
 from undertow.hidden import Recording
 from undertow.in_memory import announce
 from undertow.inputs import checked_labels, memory_mask_for, sequence
-from undertow.loss import nats
+from undertow.loss import nats, share
 from undertow.methods.base import Method, Parts
 from undertow.output import UndertowOutput
 from undertow.outside import Outside
@@ -236,7 +236,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         for readout in trace.readouts:
             total, made = nats(self.view, readout.h_BSD, take(targets_BT, readout.positions), skip_logits)
             logits += [] if made is None else [made]
-            losses.append(total * (T / len(readout.positions)) / N)
+            losses.append(total / (share(readout.positions, T) or 1) / N)  # no share: no target, and a total of zero
         loss = sum(r.weight * x for r, x in zip(trace.readouts, losses, strict=True))
         if len(logits) < 2:
             return loss, torch.stack(losses), logits[0] if logits else None, None

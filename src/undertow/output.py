@@ -17,7 +17,8 @@ class UndertowOutput(ModelOutput):
     """What a forward returns.
 
     Attributes:
-        loss: `sum_s w_s (T/|I_s|) CE_s / N` over the schedule's read-outs (nats a token), if labels were given.
+        loss: the weighted mean over the schedule's read-outs of their means over their own targets (nats a token), if
+            labels were given; `undertow.loss` has the formula.
         logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
             without gradient, which the loss has).
         past_key_values: the `UndertowCache`, keys and values of every slot and the memory.

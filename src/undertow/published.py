@@ -100,14 +100,12 @@ def unstacked(theirs: Mapping[str, Tensor], vocab: int, kv_heads: int, head_widt
     """LRT's tensors, one for each of ours.
 
     Per-layer scalars are taken apart and padded tables cropped. A gate has 3G rows (local, memory, token), or G without
-    a memory (token alone); it is split, and since it reads the first c <= D channels and our memory gate all D, the
-    missing columns are zero. Its rotary embedding turns by -t theta, ours by +t theta: the same scores when the second
-    half of every head of q and k changes sign, which is done to the rows that make them.
+    a memory (token alone); it is split. Its rotary embedding turns by -t theta, ours by +t theta: the same scores when
+    the second half of every head of q and k changes sign, which is done to the rows that make them.
 
     Raises:
         ValueError: rows that do not fit the heads.
     """
-    width = next((x.shape[1] for name, x in theirs.items() if name.endswith("attn.c_q.weight")), 0)
     found: dict[str, Tensor] = {}
     for name, x in ((plain(name), x) for name, x in theirs.items()):
         gate = GATE.fullmatch(name)
@@ -126,8 +124,7 @@ def unstacked(theirs: Mapping[str, Tensor], vocab: int, kv_heads: int, head_widt
         elif gate:
             found[f"{gate[1]}.gate.token"] = x[-kv_heads:]
             if len(x) > kv_heads:
-                memory = torch.nn.functional.pad(x[: 2 * kv_heads], (0, width - x.shape[1]))
-                found[f"{gate[1]}.gate.memory"] = memory
+                found[f"{gate[1]}.gate.memory"] = x[: 2 * kv_heads]
         else:
             found[name] = x
     return found
@@ -205,12 +202,14 @@ def read_lrt(config: Mapping) -> Published:
     backbone = {"model_type": "undertow_nanochat"} | {ours: config[name] for ours, name in LRT_CONFIG.items()}
     # Its short window is t - s <= T/2; our count includes the position itself.
     backbone |= {"value": "every", "sliding_window": config["sequence_len"] // 2 + 1}
-    backbone["value_gate_channels"] = config.get("ve_gate_channels", 0)
+    backbone |= {"rms_norm_eps": 2.0**-23, "rotary_tables": "bfloat16"}  # whatever the precision
+    channels = config.get("ve_gate_channels", 0)  # of all three gates; 0 is all of D
+    backbone["value_gate_channels"] = channels
     weights = tuple(config.get("multi_refine_loss_weights") or ())
     training = f"Interleaved(S={config.get('interleaved_num_passes', 2)})"
     if config.get("use_multi_refine"):
         training = f"Jacobi(K={config.get('multi_refine_num_passes', 2)}, loss={weights or 'mean'!r})"
-    time = {"method": "LRT", "source": -1, "shared": False}
+    time = {"method": "LRT", "source": -1, "shared": False, "gate_channels": channels or None}
     sizes = {"vocab": config["vocab_size"], "kv_heads": config["n_kv_head"]}
     sizes["head_width"] = config["n_embd"] // config["n_head"]
     form = {"memory": "all", "bos": True}  # every document of nanochat begins with it

@@ -16,7 +16,6 @@ from undertow.agree import MOVED_EPS
 from undertow.backbone.adapter import tapped
 from undertow.edges import output_of
 from undertow.plan import EMBED, NORM
-from undertow.scan import NORM_EPS
 from undertow.schedules import Schedule
 
 
@@ -144,7 +143,7 @@ class _Run:
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
             m = state[output_of(source)]
-            m = F.rms_norm(m, m.shape[-1:], eps=NORM_EPS) if norm else m
+            m = F.rms_norm(m, m.shape[-1:], eps=norm) if norm else m
             left.append(torch.where(mix_BS[..., None], self.modules[carry](m, m_BSND[:, :, n]), m) if carry else m)
         return torch.stack(left, 2) * self.real[:, rows, None, None]
 

@@ -20,19 +20,17 @@ if TYPE_CHECKING:
     from undertow.execute import Executor
     from undertow.frames import Sequence
 
-NORM_EPS = 1e-6  # of the weightless RMS norm a memory may carry
 
-
-def normed(m: Tensor) -> Tensor:
-    """The weightless RMS norm of a source that is carried normed."""
-    return F.rms_norm(m, m.shape[-1:], eps=NORM_EPS)
+def normed(m: Tensor, eps: float | None) -> Tensor:
+    """What is carried of a source: its weightless RMS norm, or (None) the source itself."""
+    return m if eps is None else F.rms_norm(m, m.shape[-1:], eps=eps)
 
 
 def settled(executor: Executor, state: Mapping[str, Tensor], seq: Sequence) -> Tensor:
     """The memories `M_BTND` that the sources in `state`, over all positions, leave behind."""
     found = []
     for n, (source, norm, carry) in enumerate(executor.program.memories):
-        h_BTD = normed(state[output_of(source)]) if norm else state[output_of(source)]
+        h_BTD = normed(state[output_of(source)], norm)
         found.append(_run(executor.modules[carry], h_BTD, seq.entry_BND[:, n : n + 1], seq) if carry else h_BTD)
     m_BTND = torch.stack(found, 2)
     return m_BTND if seq.real_BT is None else m_BTND * seq.real_BT[..., None, None]

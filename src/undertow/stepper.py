@@ -118,8 +118,7 @@ class Stepper:
     def _left(self, token: _Token, n: int) -> Tensor:
         """The memory that this token leaves behind."""
         source, norm, carry = self.program.memories[n]
-        m = token.state[output_of(source)]
-        m = normed(m) if norm else m
+        m = normed(token.state[output_of(source)], norm)
         if not carry:
             return m
         updated = self.modules[carry](m, self.memories[n])

@@ -32,7 +32,7 @@ def plain(**fields):
 
 
 def norm(x):
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    return x / (x.pow(2).mean(-1, keepdim=True) + 2.0**-23).sqrt()
 
 
 def turned(x_BSE, positions):

@@ -17,7 +17,7 @@ EXACT = TOLERANCE[FAMILY]
 
 
 def norm(x):
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    return x / (x.pow(2).mean(-1, keepdim=True) + 2.0**-23).sqrt()
 
 
 def rope(x_BSGE, positions):
@@ -147,13 +147,12 @@ class Published:
         return [(torch.cat(whole, 1), self.every, 1.0)]
 
     def loss(self, parts):
-        """Weighted mean over sweeps of the mean over their positions (as everywhere: over positions with a target)."""
-        total, N = 0.0, self.tokens.shape[0] * (self.T - 1)
+        """Weighted mean over sweeps of the mean over their own targets."""
+        total = 0.0
         for logits, rows, weight in parts:
             within = [j for j, t in enumerate(rows) if t < self.T - 1]
             nats = -torch.log_softmax(logits[:, within], -1)
-            nats = nats.gather(-1, self.tokens[:, [rows[j] + 1 for j in within], None]).sum()
-            total = total + weight * nats * self.T / len(rows) / N
+            total = total + weight * nats.gather(-1, self.tokens[:, [rows[j] + 1 for j in within], None]).mean()
         return total / sum(w for _, _, w in parts)
 
     def merged(self, parts):

@@ -211,6 +211,16 @@ def test_settings_of_the_mixer_reach_the_module():
     assert mixer.scale_m.shape == (32,) and type(mixer.norm_m) is torch.nn.LayerNorm and mixer.post_norm
 
 
+@pytest.mark.parametrize("name", ["constant_weight", "concat", "baseline_coconut", "baseline_codi"])
+def test_a_post_norm_that_the_published_mixer_leaves_out_is_said(name):
+    options = {"bottleneck": 8} if name == "baseline_codi" else {}
+    with pytest.warns(UserWarning, match=f"post_norm=True: mixer='{name}' does not apply it"):
+        asked = ut.T2MLR(1, 2, mixer=name, post_norm=True, mixer_options=options)
+    plain = ut.T2MLR(1, 2, mixer=name, mixer_options=options)
+    mine, x = build(time=asked), ids()
+    assert gap(mine(x).logits, build(time=plain)(x).logits) < 1e-12
+
+
 @pytest.mark.parametrize("fields", [{}, {"carry": "residual"}, {"carry": "skip"}], ids=str)
 @pytest.mark.parametrize("pre_norm", [None, "rmsnorm"])
 def test_strength_scales_what_the_memory_brings_in(fields, pre_norm, tmp_path):

@@ -26,13 +26,14 @@ _PORTS: ContextVar[dict[int, list[tuple[Tap, int, Port]]] | None] = ContextVar("
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a backbone: L layers, width D, H query heads, G key/value heads, head width E."""
+    """Sizes of a backbone: L layers, width D, H query heads, G key/value heads, head width E; the eps of its norms."""
 
     layers: int
     width: int
     heads: int
     kv_heads: int
     head_width: int
+    norm_eps: float = 1e-6
 
     @property
     def kv_width(self) -> int:
@@ -46,6 +47,9 @@ class Shape:
         return number % self.layers
 
 
+NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")  # what configs call the eps of their norms
+
+
 def shape_of(config) -> Shape:
     """The sizes in a Hugging Face config (its attribute_map covers GPT-2's own names).
 
@@ -57,7 +61,8 @@ def shape_of(config) -> Shape:
     if heads % kv_heads:  # the layers themselves would only fail when they run
         raise ValueError(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Shape(config.num_hidden_layers, config.hidden_size, heads, kv_heads, head_width)
+    named = [getattr(config, name) for name in NORM_EPS if hasattr(config, name)]
+    return Shape(config.num_hidden_layers, config.hidden_size, heads, kv_heads, head_width, *named[:1])
 
 
 def _tap_hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

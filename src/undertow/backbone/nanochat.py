@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 __all__ = ["UndertowNanoChatConfig", "UndertowNanoChatForCausalLM"]
 
 VALUES = ("none", "alternate", "every")
+ROTARY = ("exact", "bfloat16")
 WINDOWS = {"S": "sliding_attention", "L": "full_attention"}
 
 
@@ -42,6 +43,8 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         max_position_embeddings: T of training; it only decides the default window.
         value: which layers have a value table: none, every second one (the last included) or every one.
         value_gate_channels: c, how many channels of `a` the value gate reads (0: all).
+        rotary_tables: cosines and sines `exact` (float32 at least, then in the model's precision) or rounded to
+            `bfloat16`, as the release keeps them in every precision.
         window_pattern: `S` and `L` layers, tiled; the last layer is `L` always. `layer_types` follows from it.
         sliding_window: keys that a position of an `S` layer sees, itself included (None: half of T).
 
@@ -61,10 +64,11 @@ class UndertowNanoChatConfig(PreTrainedConfig):
     head_dim: int | None = None
     max_position_embeddings: int = 2048
     rope_theta: float | int = 10_000.0
-    rms_norm_eps: float | int = 1e-6
+    rms_norm_eps: float | int = 2.0**-23  # what torch takes for None in float32
     final_logit_softcapping: float | int = 15.0
     value: str = "alternate"
     value_gate_channels: int = 0
+    rotary_tables: str = "exact"
     window_pattern: str = "SSSL"
     sliding_window: int | None = None
     layer_types: list[str] | None = None
@@ -100,6 +104,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         self._need("value", self.value in VALUES, f"one of {VALUES}")
         gated = self.value != "none" or not self.value_gate_channels
         self._need("value_gate_channels", gated, "0 with value='none': there is no value to gate")
+        self._need("rotary_tables", self.rotary_tables in ROTARY, f"one of {ROTARY}")
         pattern = self.window_pattern
         self._need("window_pattern", isinstance(pattern, str) and set() < set(pattern) <= set(WINDOWS), "letters S, L")
         kinds = [WINDOWS[pattern[i % len(pattern)]] for i in range(L - 1)] + [WINDOWS["L"]]
@@ -321,7 +326,8 @@ class UndertowNanoChatModel(_PreTrained):
         powers_E = torch.arange(0, self.config.head_dim, 2, device=x_BTD.device, dtype=exact) / self.config.head_dim
         angles_BTE = position_ids_BT[..., None].to(exact) * self.config.rope_theta**-powers_E
         angles_BTE = torch.cat((angles_BTE, angles_BTE), -1)
-        tables = (angles_BTE.cos().to(x_BTD.dtype), angles_BTE.sin().to(x_BTD.dtype))
+        held = torch.bfloat16 if self.config.rotary_tables == "bfloat16" else x_BTD.dtype
+        tables = tuple(table.to(held).to(x_BTD.dtype) for table in (angles_BTE.cos(), angles_BTE.sin()))
         values = {f"value_{i}": table(input_ids) for i, table in self.value_tables.items()}
         return {"position_embeddings": tables, "x0": x_BTD, **values}
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,11 +205,15 @@ def tokenise(
     parts, lengths = [], []
     for first in range(0, len(documents), _BATCH):
         texts = [document.text for document in documents[first : first + _BATCH]]
-        encoded = heard(lambda left, texts=texts: form.encode(texts))
+        encoded = heard(partial(_encoded, form, texts))
         framed = [ids for ids in map(form.framed, encoded) if ids]
         lengths += [len(ids) for ids in framed]
         parts.append(np.fromiter(itertools.chain.from_iterable(framed), dtype=np.int32))
     return np.concatenate([np.empty(0, dtype=np.int32), *parts]), np.array(lengths, dtype=np.int64)
+
+
+def _encoded(form: TextFormat, texts: list[str], left: threading.Event) -> list[list[int]]:
+    return form.encode(texts)
 
 
 def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int, memory: bool = True) -> np.ndarray:

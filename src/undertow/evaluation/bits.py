@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from undertow.data import collate
 from undertow.evaluation.buckets import Part, Tally, add_buckets, in_order, named_sweeps
+from undertow.loss import share
 from undertow.schedules import Converge, Jacobi, Schedule
 from undertow.training.precision import autocast
 
@@ -144,7 +145,7 @@ def modes(model, rows: Sequence[dict], token_bytes, **keywords) -> dict[str, Bit
 
 
 def _score_sweeps(tally: Tally, schedule: Schedule, losses: Tensor, targets_BT: Tensor, sizes: Tensor) -> None:
-    """Add each sweep's nats over its own positions. `losses` are `(T/|I_s|) * nats`, one a read-out."""
+    """Add each sweep's nats over its own positions. `losses` are means with N = 1."""
     T = targets_BT.shape[1]
     sweeps = named_sweeps(schedule, T)
     if len(sweeps) != len(losses):  # a model without a memory runs one sweep, whatever the schedule says
@@ -152,4 +153,4 @@ def _score_sweeps(tally: Tally, schedule: Schedule, losses: Tensor, targets_BT: 
     for (name, sweep), loss in zip(sweeps, losses.tolist(), strict=True):
         targets = targets_BT[:, sweep.positions.start : sweep.positions.stop : sweep.positions.step]
         targets = targets[targets != -100]
-        tally.add(name, loss * len(sweep.positions) / T, len(targets), int(sizes[targets].sum()))
+        tally.add(name, loss * share(sweep.positions, T), len(targets), int(sizes[targets].sum()))

@@ -18,10 +18,10 @@ from undertow.schedules import Interleaved
 class LRT(Method):
     """Delay-1 edges from one source to the input, keys and values of every visit of every layer.
 
-    The memory is the weightless RMS norm of out(source). Inputs: `u = x + gamma_l m`. Keys and values:
-    `k = g_loc k_loc + g_mem P^K m`, `(g_loc, g_mem) = 2 sig(W_g a[:c])` per token and key/value head, one pair of gates
-    a layer for both (section 2 of the paper). The published third gate, g_tok on the token's own value vector, belongs
-    to the backbone that has such vectors. As published:
+    The memory is the weightless RMS norm of out(source), with the eps of the backbone's norms. Inputs:
+    `u = x + gamma_l m`. Keys and values: `k = g_loc k_loc + g_mem P^K m`, `(g_loc, g_mem) = 2 sig(W_g a[:c])` per token
+    and key/value head, one pair of gates a layer for both (section 2 of the paper). The published third gate, g_tok on
+    the token's own value vector, belongs to the backbone that has such vectors. As published:
 
         config = UndertowNanoChatConfig.from_depth(12, value="every")
         model = from_scratch(config, time=LRT())        # schedule: Interleaved(2)
@@ -80,12 +80,13 @@ class LRT(Method):
         for layer in range(shape.layers):
             if self.residual:
                 modules[f"residual_{layer}"] = Scaled(0.0 if retrofit else self.residual_scale)
-                edges.append(Edge(source, layer, f"residual_{layer}", visits="all", norm=True))
+                edges.append(Edge(source, layer, f"residual_{layer}", visits="all", norm=shape.norm_eps))
             if ports:
                 modules[f"gate_{layer}"] = self._mixer(shape, retrofit)
             for port in ports:
                 name = f"memory_{port}" if self.shared else f"memory_{port}_{layer}"
                 if name not in modules:
                     modules[name] = projection(shape.width, shape.kv_width, uniform=True)
-                edges.append(Edge(source, layer, f"gate_{layer}", port=port, visits="all", project=name, norm=True))
+                around = dict(project=name, norm=shape.norm_eps)
+                edges.append(Edge(source, layer, f"gate_{layer}", port=port, visits="all", **around))
         return Parts(edges=tuple(edges), modules=modules, schedule=Interleaved(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -70,20 +71,17 @@ PROJECTIONS: dict[str | None, Callable[..., nn.Module | None]] = {
 class T2MLR(Method):
     """One delay-1 edge: out(layer `end`) -> input of layer `start`, merged by a mixer.
 
-    The published training schedule is `Jacobi(16, backward=4, start="unmixed")`; the default here is the adjoint
-    gradient, which costs half and is closer to the true gradient (docs/schedules.md).
+    Published under `Jacobi(16, backward=4, start="unmixed")`; the default here costs half and has a truer gradient.
 
     Args:
         start, end: 0-based, end inclusive, negatives from the end; start == end is allowed.
         mixer: one of `MIXERS`; `mixer_options`: its own keyword arguments (docs/methods/t2mlr.md has the table).
-        carry: None; `"residual"`: `R_t = N(h_t + w R_{t-1})`; `"skip"`: `h_t + N(w R_{t-1})` is what layer `end` puts
-            out, for the layers after it too.
+        carry: None; `"residual"`: `R_t = N(h_t + w R_{t-1})`; `"skip"`: layer `end` puts out `h_t + N(w R_{t-1})`.
         carry_weight, carry_norm, carry_detach: w, whether N acts, and whether R_{t-1} carries no gradient there.
         project: map of the memory before the mixer: `"linear"` (as in every published run), `"mlp"` (`LowRank`), None,
-            or `"auto"`: linear unless the published mixer has none.
-        project_options: keyword arguments of the map.
+            or `"auto"`: linear unless the published mixer has none. `project_options`: its keyword arguments.
         pre_norm: of both streams before the mixer, `"rmsnorm"` or `"layernorm"`.
-        post_norm: whether N acts on what the mixer makes.
+        post_norm: whether N acts on what the mixer makes; the mixers without gates take it and do not apply it.
         detach: no gradient flows through time at all.
 
     Raises:
@@ -121,6 +119,8 @@ class T2MLR(Method):
         carried = (self.carry_weight, self.carry_norm, self.carry_detach)
         if self.carry is None and carried != (1.0, True, True):
             raise ValueError(f"T2MLR carry_weight, carry_norm, carry_detach = {carried}: carry=None has none of them")
+        if self.post_norm and not MIXERS[self.mixer].post_normed:
+            warnings.warn(f"T2MLR post_norm=True: mixer={self.mixer!r} does not apply it, as published", stacklevel=3)
         if self.carry and self.detach and not self.carry_detach:
             raise ValueError("T2MLR carry_detach=False: with detach=True no gradient flows through time at all")
         for name in ("mixer_options", "project_options"):
