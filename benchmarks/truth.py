@@ -34,7 +34,7 @@ SCHEDULES = [
 def main(folder: str, out: str | None = None, rows: int = 4):
     torch.set_num_threads(1)
     loaded = runs.load(Path(folder), "cpu")
-    data = runs.open_data(loaded.recipe)
+    data = runs.reopen(Path(folder), loaded.recipe)
     whole = [i for i in range(len(data.validation)) if (data.validation[i]["labels"] != -100).sum() >= 255][:rows]
     x = torch.stack([torch.as_tensor(data.validation[i]["input_ids"]) for i in whole])
     model = loaded.model

@@ -82,8 +82,9 @@ def main(folder: str, out: str) -> None:
     true_losses: dict[tuple[str, str], Tensor] = {}
     for seed in seeds:
         for name, schedule in SCHEDULES.items():
-            loaded = runs.load(Path(folder) / f"{name}-seed{seed}", "cpu")
-            data = runs.open_data(loaded.recipe)
+            place = Path(folder) / f"{name}-seed{seed}"
+            loaded = runs.load(place, "cpu")
+            data = runs.reopen(place, loaded.recipe)
             batch = collate([data.validation[i] for i in range(min(ROWS, len(data.validation)))])
             labels, model = batch.pop("labels"), loaded.model
             with torch.no_grad():

@@ -288,6 +288,6 @@ def export(folder: Path, out: Path) -> PreTrainedModel:
     loaded = run.load(folder, "cpu")
     plain = unroll(loaded.model)
     plain.save_pretrained(out)
-    loaded.tokenizer.save_pretrained(out)
+    loaded.format.save_pretrained(out)
     card.write(out, plain, out.resolve().name, loaded.recipe)
     return plain

@@ -194,3 +194,15 @@ def test_it_travels_with_the_tokenizer(tmp_path):
             TextFormat.of(load_tokenizer(tmp_path / "b"))
     with pytest.raises(ValueError, match="layout='chat': the tokenizer has no chat template"):
         TextFormat(bytes_of(), layout="chat")
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+def test_whoever_calls_the_saved_tokenizer_begins_texts_as_trained(tmp_path, adds, bos):
+    tokenizer = bytes_of(adds=adds)
+    form = TextFormat(tokenizer, bos=bos)
+    form.save_pretrained(tmp_path)
+    for called in (form.carried().tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert called("ab")["input_ids"] == form.begin("ab").ids
+        assert called("ab", add_special_tokens=False)["input_ids"] == letters(tokenizer, "ab")
+    assert form.parts() == form.carried().parts()

@@ -155,7 +155,9 @@ def test_text_of_a_task_is_packed_as_documents(cache_dir):
     assert data.train.text_bytes(data.token_bytes) == data.train_bytes == size
     assert set(data.train[0]) <= {"input_ids", "labels", "position_ids", "attention_mask"}
     assert data.format == TextFormat(data.tokenizer, "all", "all") and len(data.train) > 10
-    documents = [[*ids, data.tokenizer.eos_token_id] for ids in data.tokenizer(texts)["input_ids"]]
+    documents = [
+        [*ids, data.tokenizer.eos_token_id] for ids in data.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ]
     assert data.train.tokens == sum(len(ids) + 1 for ids in documents)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from undertow.data.conversation import Conversation, special_texts
-from undertow.data.tokenizer import check_tokenizer, tokenizer_hash
+from undertow.data.tokenizer import adds_bos, begin_with, check_tokenizer, tokenizer_hash
 from undertow.tasks.base import Example, Tags
 
 if TYPE_CHECKING:
@@ -161,11 +161,13 @@ class TextFormat:
     def carried(self) -> TextFormat:
         """The same, with a copy of the tokenizer that carries it.
 
-        A tokenizer without a chat template then also reads special tokens as the format says, whoever calls it. With
-        one it does not: `apply_chat_template` of other tools would take the template's own markers apart.
+        Called by others, it begins texts as the format says. Without a chat template it also reads special tokens so;
+        with one it does not: `apply_chat_template` of other tools would take the template's own markers apart.
         """
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.init_kwargs[SAVED] = self.to_dict()
+        if tokenizer.is_fast and adds_bos(tokenizer) != bool(self.before):
+            begin_with(tokenizer, self.before)
         if not self.has_template:
             split = self.special_tokens == "text"
             tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
@@ -343,11 +345,6 @@ def carry(folder: Path, values: Mapping[str, Any]) -> bool:
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(held | {SAVED: dict(values)}, indent=2, ensure_ascii=False), encoding="utf-8")
     return True
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer puts its bos before a text when it is simply called."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -138,9 +138,28 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hexadecimal SHA-256 of all that decides how a document is encoded."""
+    """A hexadecimal SHA-256 of all that decides how a document is encoded (not what is put before it when called)."""
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    return cache.digest([tokenizer.backend_tokenizer.to_str(), *map(str, ends)])
+    parts = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None}
+    return cache.digest([json.dumps(parts, ensure_ascii=False), *map(str, ends)])
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts its bos before a text when it is simply called."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def begin_with(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """Let a fast tokenizer put these tokens, and no others, before a text when it is called (at most one)."""
+    from tokenizers import processors
+
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    first = "[first]:{0} " if ids else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first.format(0)}$A:0",
+        pair=f"{first.format(0)}$A:0 {first.format(1)}$B:1",
+        special_tokens=[{"id": "[first]", "ids": list(ids), "tokens": tokens}] if ids else [],
+    )
 
 
 def _train(texts: Sequence[str], vocab_size: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from undertow import recipe as recipes
 from undertow.data import Data, build, cache, fingerprint, format_of, load_tokenizer, paths
 from undertow.data.format import SAVED, Memory, TextFormat
+from undertow.model import UndertowForCausalLM
 from undertow.recipe import Recipe, RecipeError
 from undertow.tasks import Task
 from undertow.tasks.folder import Folder
@@ -57,6 +58,19 @@ def rooted(task: Task) -> Task:
     held = {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.name in PATHS}  # type: ignore[arg-type]
     changed = {name: paths.absolute(value) for name, value in held.items() if isinstance(value, str | tuple | list)}
     return dataclasses.replace(task, **changed) if changed else task  # type: ignore[type-var]
+
+
+def alike(folder: Path, recipe: Recipe, data: Data) -> None:
+    """Hold the texts of a run that begins against those of another one beside it on the same data.
+
+    Raises RecipeError: the files have changed since that one began.
+    """
+    section = recipe.to_dict()["data"]
+    for note in sorted(folder.parent.glob(f"*/{DATA}")):
+        other = note.parent
+        if other != folder and recipes.read_yaml(other / "recipe.yaml").get("data") == section:
+            check(other, data)
+            return
 
 
 def keep(folder: Path, data: Data) -> None:
@@ -121,6 +135,12 @@ def format_in(place: Path, recipe: Recipe | None, tokenizer=None) -> TextFormat:
         stacklevel=3,
     )
     return form
+
+
+def format_for(model, form: TextFormat) -> TextFormat:
+    """The format for a model: without a state over time the memory acts nowhere, so nothing is to be masked."""
+    carries = isinstance(model, UndertowForCausalLM) and bool(model.program.memories)
+    return form if carries else dataclasses.replace(form, memory="all")
 
 
 def open_data(recipe: Recipe, form: TextFormat | None = None) -> Data:

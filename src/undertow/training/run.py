@@ -354,7 +354,8 @@ def load(folder: Path, device: str = "auto", memory: str | None = None) -> Loade
     recipe = recipes.load(folder) if (folder / "recipe.yaml").exists() else None
     if recipe is not None and recipe.schedule is not None:
         model.schedule = recipe.schedule  # a run-time choice: a checkpoint does not hold it
-    return Loaded(model, kept.with_memory(kept.format_in(found, recipe, tokenizer), memory), recipe)
+    form = kept.with_memory(kept.format_in(found, recipe, tokenizer), memory)
+    return Loaded(model, kept.format_for(model, form), recipe)
 
 
 def evaluate(
