@@ -113,7 +113,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows(Rows):
-    """Rows of a task's examples: the targets are not simply the tokens.
+    """Rows whose targets are not simply the tokens: of a task's examples, or of documents with labels.
 
     marks_R2T: int32, `[:, 0]` labels (-100: none), `[:, 1]` 0 where a token takes in no memory.
     """
@@ -229,7 +229,9 @@ def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
     return heard(encode)
 
 
-def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.ndarray:
+def pack(
+    ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int, labels_L: np.ndarray | None = None
+) -> np.ndarray:
     """Cut documents into pieces and place them in rows; every token has exactly one place.
 
     Args:
@@ -237,11 +239,18 @@ def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int) -> np.n
         lengths: tokens of each document, all above 0; their sum is L.
         seq_len: T.
         pad: the id written at padding.
+        labels_L: the targets, in the model's convention; None: the tokens.
 
     Returns:
-        int32 of shape (R, 2, T): see `Rows`. Padding is at the right end of a row.
+        int32 of shape (R, 2, T): see `Rows`; with labels (R, 4, T): see `LabelledRows`. Padding is at the right end of
+        a row.
     """
-    return place(_cut(lengths, seq_len), seq_len, (ids_L, pad))
+    length_P = _cut(lengths, seq_len)
+    if labels_L is None:
+        return place(length_P, seq_len, (ids_L, pad))
+    labels_L = labels_L.copy()
+    labels_L[np.cumsum(length_P) - length_P] = IGNORED  # no piece is predicted from the one before it
+    return place(length_P, seq_len, (ids_L, pad), (labels_L, IGNORED), (np.ones_like(ids_L), 1))
 
 
 def place(
