@@ -1,5 +1,7 @@
 """A task's records as rows: nothing lost, nothing cut, nothing seen across a border; and a task in a recipe."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,14 @@ from undertow.data import TextFormat, build, collate, examples, train_tokenizer
 from undertow.data.corpus import Document
 from undertow.data.examples import record_rows
 from undertow.recipe import Recipe, RecipeError
-from undertow.tasks import TASKS, Example
+from undertow.tasks import TASKS, Example, Task
 
 BACKBONE = {"family": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def letters(cache_dir):
+    return train_tokenizer([Document("a", "some text")], 257, cache_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +46,36 @@ def pieces(rows):
             for part, values in zip(found[-1], (row["input_ids"], row["labels"], memory), strict=True):
                 part.append(int(values[t]))
     return found
+
+
+@dataclass(frozen=True)
+class Labelled(Task):
+    """Documents tokenised before, every other one with targets of its own."""
+
+    kind = "tokens"
+    shift: int = 0
+
+    def records(self, split):
+        for i in range(20):
+            ids = [(7 * i + j) % 250 for j in range(3 + 5 * (i % 7))]
+            labels = [-100] * (len(ids) // 2) + [token + self.shift for token in ids[len(ids) // 2 :]]
+            yield {"input_ids": ids} | ({"labels": labels} if i % 2 else {})
+
+
+def test_labels_of_tokens_go_with_them_through_packing(cache_dir, letters):
+    seq_len = 12
+    rows = build(Labelled(), tokenizer=letters, seq_len=seq_len, cache_dir=cache_dir).train
+    expected = []
+    for record in Labelled().records("train"):
+        ids, labels = record["input_ids"], record.get("labels", record["input_ids"])
+        for at in range(0, len(ids), seq_len):  # the model shifts: what stands first in a piece is not predicted
+            expected.append((ids[at : at + seq_len], [-100, *labels[at + 1 : at + seq_len]]))
+    assert sorted((ids, labels) for ids, labels, _ in pieces(rows)) == sorted(expected)
+    assert "memory_mask" not in rows[0]
+    other = build(Labelled(shift=1), tokenizer=letters, seq_len=seq_len, cache_dir=cache_dir).train
+    assert any((other[i]["labels"] != rows[i]["labels"]).any() for i in range(len(rows)))  # the cache knows labels
+    with pytest.raises(ValueError, match="Labelled: label 1.* is neither -100 nor in the vocabulary of"):
+        build(Labelled(shift=1000), tokenizer=letters, seq_len=seq_len, cache_dir=cache_dir)
 
 
 def longest(task, form, split="train"):

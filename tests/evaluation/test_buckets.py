@@ -50,7 +50,9 @@ def test_merged_is_each_position_by_the_last_sweep_that_wrote_it(model):
         nats, counted, size = nats_of(last.detach(), rows())
         assert found.nats == pytest.approx(nats[counted].sum().item(), rel=1e-5)
         assert (found.tokens, found.bytes) == (int(counted.sum()), int(size.sum()))
-        assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / found.bytes)
+        text = nats[size > 0].sum().item()  # what has no byte costs nats, but no bits per byte
+        assert found.text_nats == pytest.approx(text, rel=1e-5) and found.text_nats < found.nats
+        assert found.bits_per_byte == pytest.approx(text / math.log(2) / found.bytes, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,8 @@ def test_each_sweep_is_scored_at_its_own_positions(model, schedule, names):
         total = nats[counted].sum().item()
         assert (part.tokens, part.bytes) == (int(counted.sum()), int(size.sum()))
         assert part.nats_per_token == pytest.approx(total / part.tokens, rel=1e-5)
-        assert part.bits_per_byte == pytest.approx(total / math.log(2) / part.bytes, rel=1e-5)
+        text = nats[size > 0].sum().item()
+        assert part.bits_per_byte == pytest.approx(text / math.log(2) / part.bytes, rel=1e-5)
 
 
 def test_one_readout_has_no_sweeps_of_its_own(model):
@@ -128,7 +131,8 @@ def test_buckets(model, packed):
         here = counted & (position // 4 == number)
         assert (part.tokens, part.bytes) == (int(here.sum()), int(size[here].sum()))
         assert part.nats_per_token == pytest.approx(nats[here].mean().item(), rel=1e-5)
-        assert part.bits_per_byte == pytest.approx(nats[here].sum().item() / math.log(2) / part.bytes, rel=1e-5)
+        text = nats[here & (size > 0)].sum().item()
+        assert part.bits_per_byte == pytest.approx(text / math.log(2) / part.bytes, rel=1e-5)
     assert sum(part.tokens for part in found.buckets) == found.tokens
 
 

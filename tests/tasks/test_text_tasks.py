@@ -167,6 +167,36 @@ def test_pads_of_tokenised_data_are_dropped(tmp_path):
     assert train == [one for one in expected if one not in expected[:4] and one not in ids[10:14]]
 
 
+def test_labels_of_tokenised_data_are_the_targets(tmp_path):
+    """As supervised fine-tuning tools save them: the prompt is -100, pads are masked; two more columns are not read."""
+    rows = [
+        {"input_ids": [3, 4, 5, i, 2, 0], "labels": [-100] * 3 + [i, 2, -100], "attention_mask": [1] * 5 + [0]}
+        for i in range(6, 60)
+    ]
+    extra = [{**row, "position_ids": list(range(6)), "text": "a"} for row in rows]
+    datasets.Dataset.from_list(extra).save_to_disk(tmp_path / "one")
+    task = Tokenised(str(tmp_path / "one"))
+    with pytest.warns(UserWarning, match="columns that are not read: position_ids, text") as said:
+        found = splits_of(task)
+    assert len(said) == 1
+    expected = [{"input_ids": [3, 4, 5, i, 2], "labels": [-100] * 3 + [i, 2]} for i in range(6, 60)]
+    assert sorted((r for split in SPLITS for r in found[split]), key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"input_ids": [3, 4, 5], "labels": [3, 4]}, r"one \(train\), record 1: labels has 2 entries, input_ids 3"),
+        ({"input_ids": [3, 4, 5], "attention_mask": [1]}, "attention_mask has 1 entries, input_ids 3"),
+        ({"input_ids": [3, 4, 5, 6], "labels": [-100, 5, 6, -100]}, "labels are shifted already"),
+    ],
+)
+def test_columns_that_do_not_fit_each_other_are_one_line(tmp_path, row, said):
+    datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=said):
+        list(Tokenised(str(tmp_path / "one")).records("train"))
+
+
 def test_tokenised_data_of_another_kind_is_one_line(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     datasets.DatasetDict({"test": datasets.Dataset.from_dict({"input_ids": [[1]]})}).save_to_disk(tmp_path / "test")

@@ -62,8 +62,8 @@ class Data:
         train: packed rows (see `Rows`), for any trainer together with `collate`; of a stream all, without end.
         validation: packed rows.
         tokenizer: the tokenizer of both.
-        token_bytes: int64 `_V`, UTF-8 bytes of each token; nats per `validation.predicted_bytes(token_bytes)` / ln 2
-            are bits per byte.
+        token_bytes: int64 `_V`, UTF-8 bytes of each token; nats of the tokens that have any, per
+            `validation.predicted_bytes(token_bytes)` / ln 2, are bits per byte.
         train_bytes, validation_bytes: UTF-8 bytes of the splits' whole texts; of a task, of its rows (None: a
             stream's).
         format: how a text becomes tokens, as in the rows; its tokenizer carries it.

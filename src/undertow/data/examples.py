@@ -80,17 +80,23 @@ def pack_records(records: Sequence[Record], task: Task, form: TextFormat, seq_le
     """Records as packed rows, int32 (R, C, T) as `packing.place` makes them; R = 0 where none can be used.
 
     Raises:
-        ValueError: a record lacks its text or its ids, an id is not in the vocabulary, or what `TextFormat` raises.
+        ValueError: a record lacks its text or its ids, an id or a label is not in the vocabulary, or what `TextFormat`
+            raises.
     """
     pad = pad_id(form.tokenizer)
     if task.kind == "text":
         documents = [Document("", text) for text in texts(records, task) if text.strip()]
         return pack(*tokenise(documents, form), seq_len, pad, form.memory != "none")
     if task.kind == "tokens":
-        parts = [_ids(record, task, form.tokenizer) for record in records]
-        parts = [ids for ids in parts if len(ids)]
+        documents_ids = [_ids(record, task, form.tokenizer) for record in records]
+        parts = [ids for ids in documents_ids if len(ids)]
         lengths = np.array([len(ids) for ids in parts], dtype=np.int64)
-        return pack(_line(parts), lengths, seq_len, pad, form.memory != "none")
+        labels_L = None
+        if any(record.get("labels") is not None for record in records):
+            size = vocabulary_size(form.tokenizer)
+            labels = [_labels(r, ids, task, size) for r, ids in zip(records, documents_ids, strict=True)]
+            labels_L = _line(labels)
+        return pack(_line(parts), lengths, seq_len, pad, form.memory != "none", labels_L)
     encoded = [form.example(task.example(record)) for record in records]
     encoded = [one for one in encoded if len(one.ids) <= seq_len]
     lengths = np.array([len(one.ids) for one in encoded], dtype=np.int64)
@@ -117,3 +123,14 @@ def _ids(record: Record, task: Task, tokenizer: PreTrainedTokenizerBase) -> list
     if wrong is not None:
         raise ValueError(f"{type(task).__name__}: token id {wrong} is not in the tokenizer's vocabulary of {size}")
     return ids
+
+
+def _labels(record: Record, ids: list[int], task: Task, size: int) -> list[int]:
+    """A record's own labels, its tokens where it has none."""
+    labels = ids if record.get("labels") is None else list(record["labels"])
+    if len(labels) != len(ids):
+        raise ValueError(f"{type(task).__name__}: a record has {len(labels)} labels, but {len(ids)} tokens")
+    wrong = next((i for i in labels if i != IGNORED and not 0 <= i < size), None)
+    if wrong is not None:
+        raise ValueError(f"{type(task).__name__}: label {wrong} is neither -100 nor in the vocabulary of {size}")
+    return labels

@@ -57,7 +57,7 @@ def contents(records: Sequence[Record], task: Task) -> Iterable[str]:
     if task.kind in ("answers", "tags"):
         return (repr(task.example(record)) for record in records)
     field = "text" if task.kind == "text" else "input_ids"
-    return (str(record.get(field)) for record in records)
+    return (f"{record.get(field)}{record.get('labels') or ''}" for record in records)
 
 
 def difference(then: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> str | None:

@@ -113,7 +113,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows(Rows):
-    """Rows of a task's examples: the targets are not simply the tokens.
+    """Rows whose targets are not simply the tokens: of a task's examples, or of documents with labels.
 
     marks_R2T: int32, `[:, 0]` labels (-100: none), `[:, 1]` 0 where a token takes in no memory.
     """
@@ -216,7 +216,14 @@ def _encoded(form: TextFormat, texts: list[str], left: threading.Event) -> list[
     return form.encode(texts)
 
 
-def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int, memory: bool = True) -> np.ndarray:
+def pack(
+    ids_L: np.ndarray,
+    lengths: np.ndarray,
+    seq_len: int,
+    pad: int,
+    memory: bool = True,
+    labels_L: np.ndarray | None = None,
+) -> np.ndarray:
     """Cut documents into pieces and place them in rows; every token has exactly one place.
 
     Args:
@@ -225,17 +232,18 @@ def pack(ids_L: np.ndarray, lengths: np.ndarray, seq_len: int, pad: int, memory:
         seq_len: T.
         pad: the id written at padding.
         memory: False marks every token as one that takes in no memory.
+        labels_L: the targets, in the model's convention; None: the tokens.
 
     Returns:
-        int32 of shape (R, 2, T): see `Rows`; with marks (R, 4, T): see `LabelledRows`. Padding is at the right end of a
-        row.
+        int32 of shape (R, 2, T): see `Rows`; with labels or marks (R, 4, T): see `LabelledRows`. Padding is at the
+        right end of a row.
     """
     length_P = _cut(lengths, seq_len)
-    if memory:
+    if memory and labels_L is None:
         return place(length_P, seq_len, (ids_L, pad))
-    labels_L = ids_L.copy()
-    labels_L[np.cumsum(length_P) - length_P] = IGNORED  # nothing stands before the first token of a piece
-    return place(length_P, seq_len, (ids_L, pad), (labels_L, IGNORED), (np.zeros_like(ids_L), 1))
+    labels_L = (ids_L if labels_L is None else labels_L).copy()
+    labels_L[np.cumsum(length_P) - length_P] = IGNORED  # no piece is predicted from the one before it
+    return place(length_P, seq_len, (ids_L, pad), (labels_L, IGNORED), (np.full_like(ids_L, int(memory)), 1))
 
 
 def place(

@@ -1,4 +1,8 @@
-"""Bits per byte: how well a model compresses text, whatever its vocabulary, under any schedule."""
+"""Bits per byte: how well a model compresses text, whatever its vocabulary, under any schedule.
+
+As published (nanochat): the nats of the predicted tokens that have bytes, over ln 2 times their bytes. An end of text
+or another special token is no text: it costs nats, which `Bits.nats` and perplexities count, but not bits per byte.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,9 @@ class Bits:
     """What was measured.
 
     Attributes:
-        bits_per_byte: nats / (ln 2 * bytes).
+        bits_per_byte: text_nats / (ln 2 * bytes).
         nats, tokens, bytes: sums over the predicted tokens, each scored by the last sweep that wrote its position.
+        text_nats: of those that have bytes: special tokens are left out.
         passes: passes over the span, the mean over batches (None: the schedule does not report it).
         residual: the largest relative change of the memory in the last round (None: not reported).
         sweeps: each sweep's own score, over the positions it wrote, if asked for and the schedule scores its sweeps.
@@ -34,6 +39,7 @@ class Bits:
     nats: float
     tokens: int
     bytes: int
+    text_nats: float
     passes: float | None = None
     residual: float | None = None
     sweeps: tuple[Part, ...] = ()
@@ -64,7 +70,7 @@ def bits_per_byte(
     bucket: int | None = None,
     sweeps: bool = False,
 ) -> Bits:
-    """Bits per byte of a model on rows, each token predicted from those before it.
+    """Bits per byte of a model on rows, each token predicted from those before it; those without bytes do not count.
 
     `Jacobi(0)` scores a model without its memory; `sweeps` and `bucket` are modes of LRT (arXiv 2605.26797).
 
@@ -87,7 +93,7 @@ def bits_per_byte(
         raise ValueError(f"bits per byte: bucket={bucket}: must be at least 1")
     device = model.device
     sizes = torch.as_tensor(token_bytes)
-    nats, tokens, size, passes, residual = 0.0, 0, 0, [], []
+    nats, tokens, text_nats, size, passes, residual = 0.0, 0, 0.0, 0, [], []
     by_sweep, by_bucket = Tally(), Tally()
     for start in range(0, len(rows), batch_size):
         batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
@@ -99,7 +105,13 @@ def bits_per_byte(
             out = model(**batch, **scored, schedule=schedule, use_cache=False)
         targets_BT = functional.pad(labels_BT[:, 1:], (0, 1), value=-100)
         if out.sweep_losses is not None and schedule is not None:
-            _score_sweeps(by_sweep, schedule, out.sweep_losses, targets_BT, sizes)
+            text_losses = out.sweep_losses
+            special_BT = (labels_BT != -100) & (sizes[labels_BT.clamp(min=0)] == 0)
+            if special_BT.any():  # a sweep reports one sum: of the text alone in a run of its own
+                scored["labels"] = labels_BT.masked_fill(special_BT, -100).to(device)
+                with autocast(precision, device):
+                    text_losses = model(**batch, **scored, schedule=schedule, use_cache=False).sweep_losses
+            _score_sweeps(by_sweep, schedule, out.sweep_losses, text_losses, targets_BT, sizes)
         for logits_TV, targets_T, position_T in zip(out.logits, targets_BT, position_BT, strict=True):
             # A row at a time: float32 logits are the largest tensor here.
             each_T = functional.cross_entropy(
@@ -108,6 +120,7 @@ def bits_per_byte(
             counted_T = targets_T != -100
             nats_S, size_S = each_T.cpu().double()[counted_T], sizes[targets_T[counted_T]]
             nats, tokens, size = nats + nats_S.sum().item(), tokens + len(nats_S), size + int(size_S.sum())
+            text_nats += nats_S[size_S > 0].sum().item()
             if bucket is not None:
                 add_buckets(by_bucket, bucket, position_T[counted_T], nats_S, size_S)
         if out.passes is not None:
@@ -117,10 +130,11 @@ def bits_per_byte(
     if size == 0:
         raise ValueError("bits per byte: the validation rows hold no byte to predict")
     return Bits(
-        nats / (math.log(2) * size),
+        text_nats / (math.log(2) * size),
         nats,
         tokens,
         size,
+        text_nats,
         sum(passes) / len(passes) if passes else None,
         max(residual) if residual else None,
         by_sweep.parts(),
@@ -144,13 +158,15 @@ def modes(model, rows: Sequence[dict], token_bytes, **keywords) -> dict[str, Bit
     return {name: bits_per_byte(model, rows, token_bytes, s, **keywords) for name, s in schedules.items()}
 
 
-def _score_sweeps(tally: Tally, schedule: Schedule, losses: Tensor, targets_BT: Tensor, sizes: Tensor) -> None:
-    """Add each sweep's nats over its own positions. `losses` are means with N = 1."""
+def _score_sweeps(
+    tally: Tally, schedule: Schedule, losses: Tensor, text_losses: Tensor, targets_BT: Tensor, sizes: Tensor
+) -> None:
+    """Add each sweep's nats over its own positions. Losses are means with N = 1, one a read-out."""
     T = targets_BT.shape[1]
     sweeps = named_sweeps(schedule, T)
     if len(sweeps) != len(losses):  # a model without a memory runs one sweep, whatever the schedule says
         return
-    for (name, sweep), loss in zip(sweeps, losses.tolist(), strict=True):
+    for (name, sweep), loss, text_loss in zip(sweeps, losses.tolist(), text_losses.tolist(), strict=True):
         targets = targets_BT[:, sweep.positions.start : sweep.positions.stop : sweep.positions.step]
-        targets = targets[targets != -100]
-        tally.add(name, loss * share(sweep.positions, T), len(targets), int(sizes[targets].sum()))
+        targets, part = targets[targets != -100], share(sweep.positions, T)
+        tally.add(name, loss * part, len(targets), text_loss * part, int(sizes[targets].sum()))

@@ -18,7 +18,7 @@ class Part:
     Attributes:
         name: `full`, `interleaved1`, `refine2`, .. of sweeps, `0-255`, `256-511`, .. of buckets.
         nats_per_token: the mean over these tokens.
-        bits_per_byte: nats / (ln 2 * bytes); None where these tokens have no byte (special tokens alone).
+        bits_per_byte: nats of the tokens that have bytes / (ln 2 * bytes); None where none has (special tokens alone).
         tokens, bytes: how many there are.
     """
 
@@ -39,16 +39,16 @@ class Tally:
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = {}
 
-    def add(self, name: str, nats: float, tokens: int, size: int) -> None:
-        """Add the loss of some tokens: sum in nats, how many they are, and their UTF-8 bytes."""
-        old = self.sums.get(name, [0.0, 0, 0])
-        self.sums[name] = [old[0] + nats, old[1] + tokens, old[2] + size]
+    def add(self, name: str, nats: float, tokens: int, text_nats: float, size: int) -> None:
+        """Add the loss of some tokens: in nats, how many they are; of those that have bytes the nats, and the bytes."""
+        old = self.sums.get(name, [0.0, 0, 0.0, 0])
+        self.sums[name] = [a + b for a, b in zip(old, (nats, tokens, text_nats, size), strict=True)]
 
     def parts(self) -> tuple[Part, ...]:
         """One part a name that holds a token at all."""
         return tuple(
-            Part(name, nats / tokens, nats / (math.log(2) * size) if size else None, int(tokens), int(size))
-            for name, (nats, tokens, size) in self.sums.items()
+            Part(name, nats / tokens, text_nats / (math.log(2) * size) if size else None, int(tokens), int(size))
+            for name, (nats, tokens, text_nats, size) in self.sums.items()
             if tokens
         )
 
@@ -62,7 +62,10 @@ def add_buckets(tally: Tally, bucket: int, position_S: Tensor, nats_S: Tensor, s
     for number in (position_S // bucket).unique().tolist():
         here_S = position_S // bucket == number
         name = f"{number * bucket}-{(number + 1) * bucket - 1}"
-        tally.add(name, nats_S[here_S].sum().item(), int(here_S.sum()), int(size_S[here_S].sum()))
+        text_S = here_S & (size_S > 0)
+        tally.add(
+            name, nats_S[here_S].sum().item(), int(here_S.sum()), nats_S[text_S].sum().item(), int(size_S[text_S].sum())
+        )
 
 
 def named_sweeps(schedule: Schedule, T: int) -> list[tuple[str, Sweep]]:

@@ -21,7 +21,7 @@ class Exits:
 
     Attributes:
         rule: as text, `kl:0.0005`.
-        bits_per_byte: nats / (ln 2 * bytes), every token predicted under the rule.
+        bits_per_byte: nats / (ln 2 * bytes) of the tokens that have bytes, every token predicted under the rule.
         rounds: of the loop, the mean over real tokens.
         saved: share of the layer evaluations of all rounds that a token, decoded alone, did not need. Negative where a
             rule that reads out after every round costs more than it saves.
@@ -68,6 +68,8 @@ def _measure(model, rows: Sequence[dict], sizes, rule: Exit, batch_size: int, pr
         with autocast(precision, model.device):
             out = model(**batch, exit_rule=rule, use_cache=False)
         targets_BT = labels_BT[:, 1:]
+        text_BT = sizes[targets_BT.clamp(min=0)] > 0  # special tokens are no text
+        targets_BT = targets_BT.masked_fill(~text_BT, -100)
         counted = targets_BT != -100
         scores = out.logits[:, :-1].float().flatten(0, 1)
         nats += functional.cross_entropy(scores, targets_BT.flatten(), reduction="sum", ignore_index=-100).item()

@@ -62,7 +62,8 @@ class Task:
     """Base of all tasks: a frozen dataclass whose fields are its options, all with defaults.
 
     `kind` says what a record becomes: `answers` (`Example`), `tags` (`Tags`), `text` (`record["text"]` is a document)
-    or `tokens` (`record["input_ids"]` is a document, tokenised before).
+    or `tokens` (`record["input_ids"]` is a document, tokenised before; `record["labels"]`, where there are any, are its
+    targets: as many, -100 for none, else every token is one).
     """
 
     kind: ClassVar[Kind] = "answers"
