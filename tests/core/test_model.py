@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import undertow as ut
 from matrix import T
-from models import CONFIGS, LAYERS, V, build, gap, ids
+from models import CONFIGS, LAYERS, V, build, gap, gradients, ids
 
 
 def test_published_names_are_there():
