@@ -33,6 +33,7 @@ class UndertowConfig(PreTrainedConfig):
     sub_configs = {"backbone": AutoConfig}
     keys_to_ignore_at_inference = [
         "past_key_values",
+        "cache",  # what the newest transformers calls it
         "sweep_losses",
         "memory",
         "residual",

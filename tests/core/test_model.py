@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import undertow as ut
 from matrix import T
-from models import CONFIGS, LAYERS, V, build, gap, ids
+from models import CONFIGS, LAYERS, V, build, gap, gradients, ids
 from rounding import assert_copied, assert_same
 
 
@@ -134,3 +134,27 @@ def test_layer_numbers_count_from_the_end():
     a, b = (build("gpt2", time=ut.T2MLR(*se)) for se in ((1, 2), (-3, -2)))
     assert a.program == b.program
     assert build("gpt2", time=ut.LRT(-1)).program.memories[0][0] == LAYERS - 1
+
+
+def test_inputs_at_the_edge():
+    """Masks of any type, rows of pads alone, rows of one token, labels that ask for nothing: numbers, never NaN."""
+    model, x = build("gpt2", ut.ReuseMap([1, 2, 1, 1]), ut.LRT(2)), ids(2, 6)
+    mask = torch.ones_like(x)
+    mask[0, :2] = 0
+    wanted = model(x, attention_mask=mask).logits
+    text = model.generate(x, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=1)
+    for kind in (torch.bool, torch.float32):
+        assert gap(model(x, attention_mask=mask.to(kind)).logits, wanted) < 1e-12
+        found = model.generate(x, attention_mask=mask.to(kind), max_new_tokens=2, do_sample=False, pad_token_id=1)
+        assert torch.equal(found, text)
+    mask[0] = 0
+    out = model(x, attention_mask=mask, labels=x.masked_fill(mask == 0, -100))
+    assert out.logits.isfinite().all() and out.loss.isfinite()
+    for labels in (torch.full_like(x, -100), x[:, :1]):
+        loss = model(x[:, : labels.shape[1]], labels=labels).loss
+        assert loss == 0 and all(g.isfinite().all() for g in gradients(model, loss).values())
+    empty = torch.zeros_like(mask)
+    text = model.generate(x, attention_mask=empty, max_new_tokens=2, do_sample=False, pad_token_id=1)
+    assert text.shape == (2, 8)
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        model(x, attention_mask=torch.ones(2, 1, 6, 6))
