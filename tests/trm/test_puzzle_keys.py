@@ -154,6 +154,14 @@ def test_what_nothing_would_read_is_refused(key):
     assert PuzzleRecipe.parse(kept.to_dict()) == kept  # defaults written out are no one's wish
 
 
+def test_runs_of_before_are_read():
+    """Their recipes write every default out, the prefix of 16 tokens too."""
+    for variant in ("trm", "transformer"):
+        plain = PuzzleRecipe.parse({"puzzle": "Sudoku", "network": {"variant": variant, "puzzle_width": 0}}).to_dict()
+        plain["network"]["prefix"] = 16
+        assert PuzzleRecipe.parse(plain).network.prefixed == 0
+
+
 SOURCES = [  # of every option of every source, some other value
     (Sudoku, tiny.SUDOKU, {"size": 6, "train": 11, "test": 5, "augmentations": 1, "clues": 9, "rating": 4, "seed": 1}),
     (Maze, {"size": 5, "train": 4, "test": 3, "augmentations": 2, "loops": 0.5},

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from undertow.recipe import Run, component
 from undertow.recipe_base import Bad, choices, one_line
 from undertow.recipe_sections import Positive, Section
-from undertow.trm.config import Network
+from undertow.trm.config import PREFIX, Network
 from undertow.trm.puzzles import PUZZLES, Cells, Folder, Source
 from undertow.trm.settings import TRMTraining
 
@@ -57,7 +57,8 @@ class PuzzleRecipe(Run):
         ):
             for key in () if applies else keys:
                 held = getattr(self, section)
-                if (given := getattr(held, key)) != type(held).model_fields[key].default:
+                untouched = (type(held).model_fields[key].default, *((PREFIX,) if key == "prefix" else ()))
+                if (given := getattr(held, key)) not in untouched:  # the recipes of older runs say prefix: 16
                     raise Bad(f"{section}.{key}", f"{given!r}: does not apply to {where}; leave it out")
         return self
 
