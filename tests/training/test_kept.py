@@ -167,6 +167,19 @@ def test_a_comparison_is_refused_other_texts(texts, values, capsys):
     assert {one["data"]["source"] for one in saved} == {str(texts)}
 
 
+def test_the_runs_of_a_sweep_have_the_same_texts(finished):
+    """One that begins after the files have changed is refused; a run beside others, outside a sweep, is not."""
+    folder, _ = finished
+    recipe, runs = recipes.load(folder), folder.parent / "sweep" / "runs"
+    shutil.copytree(folder, runs / "first")
+    (folder.parent / "texts" / "wholly_new.txt").write_text("Something else altogether, 12345.\n" * 400)
+    (runs / "second").mkdir()
+    assert kept.opened(runs / "second", recipe, False, None, False).texts["train"]["count"] == 5
+    (runs.parent / "sweep.json").write_text("{}")
+    with pytest.raises(RecipeError, match="first: the texts are not those of the run: train"):
+        kept.opened(runs / "third", recipe, False, None, False)
+
+
 def test_runs_written_before_formats_were_kept(finished, capsys, recwarn):
     """What is assumed of them is said."""
     folder, result = finished

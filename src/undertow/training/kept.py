@@ -61,7 +61,7 @@ def rooted(task: Task) -> Task:
 
 
 def alike(folder: Path, recipe: Recipe, data: Data) -> None:
-    """Hold the texts of a run that begins against those of another one beside it on the same data.
+    """Hold the texts of a sweep's run that begins against those of another one beside it on the same data.
 
     Raises RecipeError: the files have changed since that one began.
     """
@@ -168,6 +168,8 @@ def opened(folder: Path, recipe: Recipe, resume: bool, data: Data | None, accept
         data = reopen(folder, recipe, accept) if began else open_data(recipe)
     elif began:
         check(folder, data, accept)
+    if not began and (folder.parent.parent / "sweep.json").exists():
+        alike(folder, recipe, data)
     if (not began or accept) and parallel().is_main_process:
         keep(folder, data)
     return data

@@ -85,16 +85,11 @@ def work(place: Path, device: str = "auto", threads: int | None = None) -> None:
             import torch
 
             from undertow import recipe
-            from undertow.training import kept
 
             if threads is not None:
                 torch.set_num_threads(threads)
             chosen = recipe.load_any(place)
-            resume, data = (place / "checkpoints").is_dir(), None
-            if not resume and isinstance(chosen, recipe.Recipe):
-                data = chosen.runner.open_data(chosen)
-                kept.alike(place, chosen, data)
-            chosen.runner.train(chosen, place, resume=resume, device=device, data=data)
+            chosen.runner.train(chosen, place, resume=(place / "checkpoints").is_dir(), device=device)
         except Exception as error:
             record_failure(place, str(error) or type(error).__name__)
             raise
