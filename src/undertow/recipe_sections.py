@@ -158,6 +158,7 @@ class Data(Section):
     memory: Literal["response", "all"] | None = None
     stream: bool = False
     documents: Positive = 2000  # of a chunk of a stream
+    tokenizer_characters: Annotated[int, Field(gt=0, strict=False)] | None = None  # what the tokenizer is trained on
     cache_dir: str | None = None
     pause: Pause | None = None
 

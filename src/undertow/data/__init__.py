@@ -19,7 +19,14 @@ from undertow.data.corpus import Corpus, Document, load_corpus
 from undertow.data.examples import Encoder, has_examples, pad_left, record_rows, texts
 from undertow.data.packing import Rows, collate, pack_documents
 from undertow.data.stream import Chunks, Stream, first_records
-from undertow.data.tokenizer import check_tokenizer, check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
+from undertow.data.tokenizer import (
+    budget,
+    check_tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    token_bytes,
+    train_tokenizer,
+)
 from undertow.tasks.base import Record, Task
 from undertow.tasks.parse import open_source
 
@@ -94,6 +101,7 @@ def build(
     memory: Part | None = None,
     stream: bool = False,
     documents: int = 2000,
+    tokenizer_characters: int | None = None,
 ) -> Data:
     """Read, tokenise and pack a corpus or a task; what an earlier call computed is read from the cache.
 
@@ -110,6 +118,8 @@ def build(
         stream: make the training rows of a task when they are asked for, a chunk at a time; validation is then on the
             first `documents` records of its split.
         documents: records of a chunk.
+        tokenizer_characters: the tokenizer is trained on so many characters of the training texts, see
+            `tokenizer.budget`. None: on all (of a stream, on its first chunk).
 
     Raises:
         ValueError: one line that names the argument, its value and what is allowed.
@@ -117,13 +127,17 @@ def build(
     if validation_rows is not None and validation_rows < 1:
         raise ValueError(f"validation_rows: {validation_rows}: must be at least 1, or None for all")
     task = open_source(source)
+    if tokenizer_characters is not None and (tokenizer is not None or (task is not None and task.tokenizer())):
+        raise ValueError(f"tokenizer_characters: {tokenizer_characters}: no tokenizer is trained, there is one")
     wrong = misuse(task, loss, memory, stream, validation)
     if wrong is not None:
         raise ValueError(": ".join(wrong))
     if task is None:
-        data = _of_text(source, validation, tokenizer, vocab_size, seq_len, cache_dir)
+        data = _of_text(source, validation, tokenizer, vocab_size, seq_len, cache_dir, tokenizer_characters)
     else:
-        data = _of_task(task, stream, loss, memory, tokenizer, vocab_size, seq_len, documents, cache_dir)
+        data = _of_task(
+            task, stream, loss, memory, tokenizer, vocab_size, seq_len, documents, cache_dir, tokenizer_characters
+        )
     return data if validation_rows is None else replace(data, validation=data.validation.head(validation_rows))
 
 
@@ -140,10 +154,11 @@ def misuse(task: Task | None, loss=None, memory=None, stream: bool = False, vali
     return None
 
 
-def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache_dir) -> Data:
+def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache_dir, characters) -> Data:
     corpus = load_corpus(source, validation)
     if tokenizer is None:
-        tokenizer = train_tokenizer(corpus.train, vocab_size, cache_dir)
+        shown = corpus.train if characters is None else budget((one.text for one in corpus.train), characters)
+        tokenizer = train_tokenizer(shown, vocab_size, cache_dir)
     else:
         tokenizer = _given(tokenizer)
     train = pack_documents(corpus.train, tokenizer, seq_len, cache_dir)
@@ -156,15 +171,18 @@ def _of_text(source, validation, tokenizer, vocab_size: int, seq_len: int, cache
 
 
 def _of_task(
-    task: Task, stream: bool, loss, memory, tokenizer, vocab_size, seq_len: int, documents: int, cache
+    task: Task, stream: bool, loss, memory, tokenizer, vocab_size, seq_len: int, documents: int, cache, characters
 ) -> Data:
     records = {split: _records(task, split, documents if stream else None) for split in ("train", "validation")}
     own = task.tokenizer() if tokenizer is None else _given(tokenizer)
     if own is None and task.kind == "tokens":
         raise ValueError(f"tokenizer: {type(task).__name__} is tokenised already: name the tokenizer that was used")
     if own is None:
-        read = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
-        own = train_tokenizer(read, vocab_size, cache)
+        if characters is None:
+            shown = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
+        else:  # on as many records as that takes, however long a chunk is
+            shown = budget((text for one in first_records(task, "train") for text in texts([one], task)), characters)
+        own = train_tokenizer(shown, vocab_size, cache)
     check_tokenizer(own)
     part: Part = "response" if has_examples(task) else "all"
     encoder = Encoder(own, loss or part, memory or part)
