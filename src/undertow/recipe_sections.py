@@ -130,11 +130,13 @@ class Data(Section):
     layout: Literal["plain", "chat"] | None = None  # of a task's prompts; None: a chat where there is a template
     stream: bool = False
     documents: Positive | None = None  # of a chunk of a stream; None: 2000
+    tokenizer_characters: Annotated[int, Field(gt=0, strict=False)] | None = None  # what the tokenizer is trained on
     cache_dir: str | None = None
     pause: Pause | None = None
 
     conditional: ClassVar = (
         Conditional("vocab_size", 4096, lambda s: not s.has_tokenizer, "data that has its tokenizer"),
+        Conditional("tokenizer_characters", None, lambda s: not s.has_tokenizer, "data that has its tokenizer"),
         Conditional("documents", 2000, lambda s: s.stream, "data that is read at once (stream: false)"),
     )
 

@@ -52,6 +52,9 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to draw for each record.")] = None,
     pass_at: Annotated[str | None, typer.Option(metavar="K,K,..", help="pass@k for each k up to --samples.")] = None,
     lengths: Annotated[str | None, typer.Option(metavar="N,N,..", help="Also score contexts of N tokens.")] = None,
+    context_lengths: Annotated[
+        str | None, typer.Option(metavar="N,N,..", help="Also each text cut to its first N tokens: the mean of texts.")
+    ] = None,
     shots: Annotated[str | None, typer.Option(metavar="K,K,..", help="Accuracy after K solved examples.")] = None,
     icl: Annotated[bool, typer.Option("--icl", help="Also loss by position, and what context is worth.")] = False,
     tasks: Annotated[
@@ -87,6 +90,7 @@ def evaluate(
         "readahead": _readahead(ready, readahead),
         "exits": _exits(ready, exits),
         "lengths": _lengths(ready, _numbers("--lengths", lengths, least=2)),
+        "context_lengths": _context_lengths(ready, _numbers("--context-lengths", context_lengths, least=2)),
         "shots": _shots(ready, _numbers("--shots", shots, least=0)),
         "icl": _in_context(ready) if icl else None,
         "lm_eval": _lm_eval(ready, tasks, include, records, task_shots),
@@ -230,6 +234,21 @@ def _lengths(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
         data = ready.data
         found = lengths.lengths(ready.model, ready.documents, data.format, data.token_bytes, numbers, **ready.how)
         return [one.to_dict() for one in found], lengths.table(found)
+
+    return measure
+
+
+def _context_lengths(ready: Ready, numbers: Sequence[int] | None) -> Later | None:
+    if numbers is None:
+        return None
+
+    def measure() -> Measured:
+        from undertow.evaluation import documents, lengths
+
+        source, data = ready.recipe.data, ready.data
+        how = (source.source, source.validation, data.task, data.tokenizer, ready.settings.records)
+        found = lengths.first_tokens(ready.model, documents.validation_tokens(*how), numbers, **ready.how)
+        return [one.to_dict() for one in found], lengths.cut_table(found)
 
     return measure
 

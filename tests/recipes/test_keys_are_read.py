@@ -39,7 +39,7 @@ OTHER = {
     Data: dict(
         source="topics", tokenizer="a/b", vocab_size=300, seq_len=16, validation="x.txt", validation_rows=3,
         loss="all", memory="all", stream=True, documents=5, cache_dir="elsewhere", pause={"token": "a", "mean": 0.5},
-        special_tokens="ids", bos=False, eos=False, layout="plain",
+        tokenizer_characters=500, special_tokens="ids", bos=False, eos=False, layout="plain",
     ),
     Evaluation: dict(
         batch_size=3, points=2, rows=1, precision="bfloat16", sequential=True, text="topics", text_rows=1,

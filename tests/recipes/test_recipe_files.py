@@ -68,7 +68,8 @@ def test_every_recipe_begins_with_what_it_is(file):
 def test_sweeps_hold_every_row_of_the_table_and_every_twin():
     table = sweep.load(ROOT / "recipes" / "sweeps" / "ilr_small.yaml")
     assert len(table.runs) == 11 * 4
-    assert {one.model for one in table.runs.values()} == {f.stem for f in PUBLISHED if str(f).startswith("ilr/small_")}
+    small = {f.stem for f in PUBLISHED if str(f).startswith("ilr/small_")}
+    assert {one.model for one in table.runs.values()} == {stem for stem in small if not stem.endswith("_recurrent")}
     twins = set(re.findall(r"`small/(\w+)\.yaml` \|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE))
     assert set(sweep.load(ROOT / "recipes" / "sweeps" / "twins.yaml").runs) == twins
 
@@ -76,6 +77,8 @@ def test_sweeps_hold_every_row_of_the_table_and_every_twin():
 PARAMETERS = {  # counted on the published code, or printed by it
     "ilr/small_baseline.yaml": 1_180_800,
     "ilr/small_4211.yaml": 1_180_800,
+    "ilr/small_4211_recurrent.yaml": 1_180_800,  # as published, but for 32,768 that are never read
+    "ilr/small_3221_recurrent.yaml": 1_180_800,
     "ilr/large_baseline.yaml": 100_086_528,
     "ilr/large_12111111.yaml": 100_086_528,
     "gpttrm/baseline.yaml": 17_670_656,
@@ -109,6 +112,27 @@ def test_a_step_has_the_published_number_of_tokens():
             assert recipe.training.batch_size * recipe.training.accumulation * recipe.data.seq_len == wanted, file
             found.add(str(file) if str(file) in tokens else file.parent.name)
     assert found == set(tokens)
+
+
+def test_settings_are_the_published_ones():
+    """What scripts and run lists say and a reader would look up first."""
+    for file in PUBLISHED:
+        recipe = loaded(file)
+        if file.parent.name == "lrt":
+            assert recipe.training.tokens_per_parameter == (10 if file.stem.startswith("d20_") else 12), file
+            assert (recipe.data.tokenizer_characters, recipe.data.vocab_size) == (2_000_000_000, 32768), file
+        if file.stem.endswith("multi_refine"):
+            passes = 2 if file.stem.startswith("d12_") else 3  # the flag's default, and the README's best row
+            assert passes == recipe.schedule.K, file
+    hotpot = loaded(Path("t2mlr/hotpotqa.yaml")).training
+    assert hotpot.batch_size * hotpot.accumulation * 8192 / 1300 == pytest.approx(64, rel=0.02)  # questions a step
+    own, listed = (loaded(Path(f"t2mlr/s5_baseline{name}.yaml")) for name in ("_rope", ""))
+    assert (own.training.floor, own.data.source.actions, own.data.source.test_actions) == (0, (8, 16), (1, 32))
+    assert (listed.training.floor, listed.data.source.actions, listed.data.source.test_actions) == (
+        0.01,
+        (1, 32),
+        (1, 48),
+    )
 
 
 def test_small_data_are_what_make_writes(tmp_path):

@@ -22,7 +22,7 @@ from undertow.data.fingerprint import Fingerprint
 from undertow.data.format import Layout, Memory, SpecialTokens, TextFormat, checked, pad_left
 from undertow.data.packing import Rows, collate, pack_documents
 from undertow.data.stream import Chunks, Stream, first_records
-from undertow.data.tokenizer import check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
+from undertow.data.tokenizer import budget, check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
 from undertow.tasks.base import Record, Task
 from undertow.tasks.parse import open_source
 
@@ -114,6 +114,7 @@ def build(
     layout: Layout | None = None,
     stream: bool = False,
     documents: int = 2000,
+    tokenizer_characters: int | None = None,
 ) -> Data:
     """Read, tokenise and pack a corpus or a task; what an earlier call computed is read from the cache.
 
@@ -133,6 +134,8 @@ def build(
         stream: make the training rows of a task when they are asked for, a chunk at a time; validation is then on the
             first `documents` records of its split.
         documents: records of a chunk.
+        tokenizer_characters: the tokenizer is trained on so many characters of the training texts, see
+            `tokenizer.budget`. None: on all (of a stream, on its first chunk).
 
     Raises:
         ValueError: one line that names the argument, its value and what is allowed.
@@ -140,6 +143,8 @@ def build(
     if validation_rows is not None and validation_rows < 1:
         raise ValueError(f"validation_rows: {validation_rows}: must be at least 1, or None for all")
     task = open_source(source)
+    if tokenizer_characters is not None and (tokenizer is not None or (task is not None and task.tokenizer())):
+        raise ValueError(f"tokenizer_characters: {tokenizer_characters}: no tokenizer is trained, there is one")
     whole = tokenizer if isinstance(tokenizer, TextFormat) else None
     chosen: dict[str, Any] = {
         "loss": loss,
@@ -158,9 +163,9 @@ def build(
         return whole or checked(format_of(task, tokenizer, first, **chosen).carried())
 
     if task is None:
-        data = _of_text(source, validation, tokenizer, form, vocab_size, seq_len, cache_dir)
+        data = _of_text(source, validation, tokenizer, form, vocab_size, seq_len, cache_dir, tokenizer_characters)
     else:
-        data = _of_task(task, stream, tokenizer, form, vocab_size, seq_len, documents, cache_dir)
+        data = _of_task(task, stream, tokenizer, form, vocab_size, seq_len, documents, cache_dir, tokenizer_characters)
     return data if validation_rows is None else replace(data, validation=data.validation.head(validation_rows))
 
 
@@ -221,10 +226,13 @@ def format_of(
     return TextFormat(tokenizer, loss or part, memory or part, bos, eos, special_tokens, shape)
 
 
-def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int, cache_dir) -> Data:
+def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int, cache_dir, characters) -> Data:
     corpus = load_corpus(source, validation)
-    own = train_tokenizer(corpus.train, vocab_size, cache_dir) if tokenizer is None else _given(tokenizer)
-    read = form(own)
+    if tokenizer is None:
+        shown = corpus.train if characters is None else budget((one.text for one in corpus.train), characters)
+        read = form(train_tokenizer(shown, vocab_size, cache_dir))
+    else:
+        read = form(_given(tokenizer))
     read.say_spelt((document.text for document in (*corpus.train, *corpus.validation)), "the texts")
     train = pack_documents(corpus.train, read, seq_len, cache_dir)
     held_out = pack_documents(corpus.validation, read, seq_len, cache_dir)
@@ -238,14 +246,17 @@ def _of_text(source, validation, tokenizer, form, vocab_size: int, seq_len: int,
 
 
 def _of_task(
-    task: Task, stream: bool, tokenizer, form, vocab_size: int, seq_len: int, documents: int, cache_dir
+    task: Task, stream: bool, tokenizer, form, vocab_size: int, seq_len: int, documents: int, cache_dir, characters
 ) -> Data:
     records = {split: _records(task, split, documents if stream else None) for split in ("train", "validation")}
     own = task.tokenizer() if tokenizer is None else _given(tokenizer)
     if own is None and task.kind == "tokens":
         raise ValueError(f"tokenizer: {type(task).__name__} is tokenised already: name the tokenizer that was used")
     if own is None:
-        shown = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
+        if characters is None:
+            shown = [Document(str(i), text) for i, text in enumerate(texts(records["train"], task))]
+        else:  # on as many records as that takes, however long a chunk is
+            shown = budget((text for one in first_records(task, "train") for text in texts([one], task)), characters)
         own = train_tokenizer(shown, vocab_size, cache_dir)
     read = form(own, records["train"][0])
     if task.kind != "tokens":

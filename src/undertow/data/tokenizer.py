@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 END = "<|endoftext|>"
+LONGEST = 10_000  # characters of a document that a budget counts and trains on (nanochat)
 SMALLEST = 257  # the 256 bytes and END
 _LONGEST = 1024  # bytes of a word that counts as one when a tokenizer is trained
 _RECIPE = "bpe-2"  # part of the cache key: change it when `train_tokenizer` would train something else
@@ -57,6 +58,21 @@ def train_tokenizer(
         check = hashlib.sha256(data).hexdigest().encode()
         cache.write(path, lambda file: file.write(check + b"\n" + data))
     return _wrap(serialised)
+
+
+def budget(texts: Iterable[str], characters: int) -> list[Document]:
+    """The first texts, each cut to 10,000 characters, until there are so many: what nanochat's tokenizer is trained on.
+
+    All of them are held at once: 2e9 characters take at least 2 GB.
+    """
+    found: list[Document] = []
+    total = 0
+    for text in texts:
+        found.append(Document(str(len(found)), text[:LONGEST]))
+        total += len(found[-1].text)
+        if total > characters:
+            break
+    return found
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

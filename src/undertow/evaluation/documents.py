@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from undertow.data import Document, load_corpus
+from undertow.data.packing import tokenise
 from undertow.tasks.base import Record, Tags, Task
 
 
@@ -22,6 +23,18 @@ def validation_documents(source, validation, task: Task | None, tokenizer, most:
         return list(load_corpus(source, validation).validation[:most])
     records = islice(task.records("validation"), most)
     return [Document(f"validation/{i}", _text(task, record, tokenizer)) for i, record in enumerate(records)]
+
+
+def validation_tokens(source, validation, task: Task | None, tokenizer, most: int | None = None) -> list[list[int]]:
+    """Token ids of the first `most` documents: what was tokenised before as it is, else as a row would hold them.
+
+    Args: as in `validation_documents`.
+    """
+    if task is not None and task.kind == "tokens":
+        return [list(record["input_ids"]) for record in islice(task.records("validation"), most)]
+    ids_L, counts = tokenise(validation_documents(source, validation, task, tokenizer, most), tokenizer)
+    ends = counts.cumsum()
+    return [ids_L[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
 
 def _text(task: Task, record: Record, tokenizer) -> str:

@@ -101,7 +101,8 @@ class Pathfinding(Generated):
 
     def example(self, record: Record) -> Example:
         response = record.get("response") or record["answer"]
-        return Example(record["question"], response, f"{_path(response).count('->')} edges")
+        prompt = record["question"] + "\n\n"  # as published for every prompt without a chat template
+        return Example(prompt, response, f"{_path(response).count('->')} edges")
 
     def correct(self, record: Record, text: str) -> bool:
         """A path along edges from the start to the end, and none is shorter. What comes before the last `|` is free.

@@ -105,7 +105,8 @@ class VariableAssignment(Generated):
         }
 
     def example(self, record: Record) -> Example:
-        return Example(record["input"], record["target"], f"depth {record['meta']['depth']}")
+        prompt = record["input"] + "\n\n"  # as published for every prompt without a chat template
+        return Example(prompt, record["target"], f"depth {record['meta']['depth']}")
 
     def correct(self, record: Record, text: str) -> bool:
         return text.strip() == record["target"]
