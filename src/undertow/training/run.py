@@ -26,7 +26,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from undertow import card
 from undertow import recipe as recipes
@@ -35,6 +35,7 @@ from undertow.backbone.pretrained import load_backbone
 from undertow.data import build, cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
+from undertow.data.tokenizer_files import read_tokenizer
 from undertow.evaluation import bits
 from undertow.model import from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
@@ -341,7 +342,7 @@ def load(folder: Path, device: str = "auto") -> Loaded:
         _check_size(found)
         read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
         model, info = read
-        tokenizer = AutoTokenizer.from_pretrained(found)
+        tokenizer = read_tokenizer(found)
     except SafetensorError as error:
         raise ValueError(f"{found}: the weights are torn: {error}") from None
     except Exception as error:  # of damaged files transformers and tokenizers raise whatever they trip on
