@@ -6,24 +6,28 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from undertow import hub
 from undertow.backbone.known import KNOWN
 
 
-def source_of(name: str | Path) -> dict[str, str]:
-    """What `from_pretrained` is called with: `pretrained_model_name_or_path` and, for a GGUF, `gguf_file`.
+def source_of(name: str | Path) -> dict[str, Any]:
+    """What `from_pretrained` is called with.
+
+    `pretrained_model_name_or_path`; for a GGUF `gguf_file`; `local_files_only` where the hub does not answer: then its
+    cache alone is read.
 
     Args:
         name: a folder Hugging Face has saved, a hub id, a `.gguf` file, or a folder that holds one and no config.json.
 
     Raises:
-        ValueError: a GGUF file that is not there, or a folder with several.
+        ValueError: a path that is not there, or a folder with several GGUF files.
     """
-    path = Path(name)
+    if not hub.is_local(name):
+        return {"pretrained_model_name_or_path": str(name)} | ({"local_files_only": True} if hub.offline() else {})
+    path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"{name}: no such file")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    plain = {"pretrained_model_name_or_path": str(name)}
+    plain = {"pretrained_model_name_or_path": str(path)}
     files = [] if (path / "config.json").exists() else sorted(file.name for file in path.glob("*.gguf"))
     if len(files) > 1:
         raise ValueError(f"{name}: holds {len(files)} GGUF files; name one of them: {', '.join(files)}")
@@ -38,6 +42,7 @@ def pretrained_config(name: str | Path, revision: str | None = None):
 
     Raises:
         OSError: it cannot be had, and its sizes are not known.
+        ValueError: see `source_of`.
     """
     from transformers import AutoConfig
 
@@ -68,9 +73,9 @@ def load_backbone(name: str | Path, revision: str | None = None, **keywords):
 
     from undertow.backbone.families import family_of
 
-    source = source_of(name)
-    chosen: dict[str, Any] = {"dtype": torch.float32, **keywords, **source}
     try:
+        source = source_of(name)
+        chosen: dict[str, Any] = {"dtype": torch.float32, **keywords, **source}
         family_of(AutoConfig.from_pretrained(**source, revision=revision).model_type)  # before gigabytes are read
         model: Any = AutoModelForCausalLM.from_pretrained(revision=revision, use_safetensors=True, **chosen)
     except (OSError, ImportError, SafetensorError, KeyError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from undertow.data import cache
 from undertow.data.background import heard, while_wanted
 from undertow.data.corpus import Document, corpus_hash
+from undertow.data.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,20 +77,15 @@ def budget(texts: Iterable[str], characters: int) -> list[Document]:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """An existing tokenizer, from a folder, a GGUF file (or a folder with one) or by its id on the Hugging Face hub.
+    """An existing tokenizer: see `read_tokenizer`.
 
     Raises:
         ValueError: nothing there that can be loaded, or `check_tokenizer` refuses it. One line.
     """
-    from transformers import AutoTokenizer
-
-    from undertow.backbone.pretrained import source_of
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source_of(name))
-    except Exception as error:  # of a damaged file `tokenizers` raises just that, and transformers whatever it trips on
-        reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer: {str(name)!r}: neither a tokenizer's folder nor its hub id ({reason})") from error
+        tokenizer = read_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(f"tokenizer: {str(name)!r}: neither a tokenizer's folder nor its hub id ({error})") from error
     check_tokenizer(tokenizer)
     return tokenizer
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from undertow.hub import asked_once
 from undertow.tasks.base import Record
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def hub(name: str, split: str, config: str | None = None, fields: Sequence[str] 
     """
     import datasets
 
-    with _from_hub(name):
+    with _from_hub(name), asked_once():
         found = datasets.load_dataset(name, config, split=split)
     yield from checked(found, f"{name} ({split})", fields)
 
@@ -105,7 +106,7 @@ def hub_stream(name: str, split: str, config: str | None = None) -> IterableData
     """A split of a data set on the hub as a stream, nothing of it kept. Raises as `hub` does."""
     import datasets
 
-    with _from_hub(name):
+    with _from_hub(name), asked_once():
         return datasets.load_dataset(name, config, split=split, streaming=True)
 
 

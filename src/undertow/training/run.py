@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from undertow import card
 from undertow import recipe as recipes
@@ -34,6 +34,7 @@ from undertow.backbone.pretrained import load_backbone
 from undertow.data import cache, check_vocabulary, collate
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
+from undertow.data.tokenizer_files import read_tokenizer
 from undertow.evaluation import bits
 from undertow.model import UndertowForCausalLM, from_scratch, wrap
 from undertow.recipe import Recipe, RecipeError
@@ -339,7 +340,7 @@ def load(folder: Path, device: str = "auto", memory: str | None = None) -> Loade
         checkpoints.check_size(found)
         read: Any = AutoModelForCausalLM.from_pretrained(found, use_safetensors=True, output_loading_info=True)
         model, info = read
-        tokenizer = AutoTokenizer.from_pretrained(found)
+        tokenizer = read_tokenizer(found)
     except SafetensorError as error:
         raise ValueError(f"{found}: the weights are torn: {error}") from None
     except Exception as error:  # of damaged files transformers and tokenizers raise whatever they trip on
