@@ -122,8 +122,8 @@ def test_settings_are_the_published_ones():
             assert recipe.training.tokens_per_parameter == (10 if file.stem.startswith("d20_") else 12), file
             assert (recipe.data.tokenizer_characters, recipe.data.vocab_size) == (2_000_000_000, 32768), file
         if file.stem.endswith("multi_refine"):
-            passes = 2 if file.stem.startswith("d12_") else 3  # the flag's default, and the README's best row
-            assert recipe.schedule.K == passes, file
+            refinements = recipe.schedule.K  # the flag's default, and the README's best row
+            assert refinements == (2 if file.stem.startswith("d12_") else 3), file
     hotpot = loaded(Path("t2mlr/hotpotqa.yaml")).training
     assert hotpot.batch_size * hotpot.accumulation * 8192 / 1300 == pytest.approx(64, rel=0.02)  # questions a step
     own, listed = (loaded(Path(f"t2mlr/s5_baseline{name}.yaml")) for name in ("_rope", ""))
