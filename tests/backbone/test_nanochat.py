@@ -150,7 +150,7 @@ def test_from_depth(layers, width, heads):
     made = ut.UndertowNanoChatConfig.from_depth(layers)
     assert (made.num_hidden_layers, made.hidden_size, made.num_attention_heads) == (layers, width, heads)
     assert (made.head_dim, made.num_key_value_heads, made.intermediate_size) == (128, heads, 4 * width)
-    assert (made.max_position_embeddings, made.sliding_window, made.vocab_size) == (2048, 1024, 32768)
+    assert (made.max_position_embeddings, made.sliding_window, made.vocab_size) == (2048, 1025, 32768)
     windows = ["full_attention" if i % 4 == 3 or i == layers - 1 else "sliding_attention" for i in range(layers)]
     assert made.layer_types == windows
     assert ut.UndertowNanoChatConfig.from_depth(layers, vocab_size=V, value="every").vocab_size == V
@@ -215,6 +215,7 @@ def test_start_is_the_published_one(make):
         (dict(rms_norm_eps="1e-6"), "rms_norm_eps='1e-6': must be a number"),
         (dict(window_pattern=3), "window_pattern=3"),
         (dict(value=None), "value=None"),
+        (dict(rotary_tables="float16"), r"rotary_tables='float16': must be one of \('exact', 'bfloat16'\)"),
     ],
 )
 def test_wrong_configs_are_one_line(fields, says):
@@ -249,6 +250,26 @@ def test_its_own_generation(pattern):
         for _ in range(6):
             text = torch.cat([text, lm(text).logits[:, -1:].argmax(-1)], 1)
         assert torch.equal(made[b, n:], text[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rotary_tables_are_rounded_where_the_config_says_so(dtype):
+    """In every precision the tables are numbers that bfloat16 holds; otherwise they are as exact as the model."""
+    x, rows = ids(1, T), torch.arange(T)[None]
+    made = {kind: plain(rotary_tables=kind).to(dtype) for kind in ("exact", "bfloat16")}
+    tables = {}
+    for kind, lm in made.items():
+        h = lm.model.embed_tokens(x)
+        tables[kind] = lm.model.context(x, h, rows, rows)["position_embeddings"]
+        assert all(table.dtype == dtype for table in tables[kind])
+    for exact, rounded in zip(tables["exact"], tables["bfloat16"], strict=True):
+        torch.testing.assert_close(
+            rounded, exact.bfloat16().to(dtype), rtol=0, atol=0 if dtype != torch.bfloat16 else 1e-2
+        )
+        assert torch.equal(rounded, rounded.bfloat16().to(dtype))
+    if dtype == torch.float64:
+        assert 1e-6 < gap(made["bfloat16"](x).logits, made["exact"](x).logits) < 5e-2
 
 
 @torch.no_grad()

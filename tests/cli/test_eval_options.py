@@ -128,6 +128,12 @@ def test_shots_lengths_and_loss_by_position(evaluated, folder):
     assert all(one["perplexity"] > 1 and one["bits_per_byte"] > 0 for one in result["lengths"])
     assert (result["icl"]["length"], result["icl"]["documents"]) == (32, 9)
 
+    out, result = evaluated(Lines(), "--context-lengths", "4, 16", "--records", 9)
+    assert "first tokens" in out and [one["length"] for one in result["context_lengths"]] == [4, 16]
+    assert [one["texts"] for one in result["context_lengths"]] == [9, 9] and result["context_lengths"][0][
+        "tokens"
+    ] == 27
+
 
 @pytest.mark.parametrize(
     ("task", "options", "line"),

@@ -7,7 +7,9 @@ import torch
 
 import undertow as ut
 from models import build, gap, gradient_gap, gradients, ids
+from undertow import reference
 from undertow.analysis.counts import peak_bytes
+from undertow.loss import share
 
 CASES = [
     ("llama", None, None, ut.Converge()),
@@ -81,3 +83,50 @@ def test_it_holds_fewer_bytes():
         return lambda: model(x, labels=x, schedule=ut.Interleaved(2), skip_logits=skip).loss.backward()
 
     assert peak_bytes(step(True)) < 0.5 * peak_bytes(step(False))
+
+
+# ---------------------------------------------------------------------- the mean over sweeps
+
+
+SUBSETS = [ut.Interleaved(2), ut.Interleaved(3, refresh=True), ut.Interleaved(4, loss=(1, 0, 2, 0, 5))]
+
+
+@pytest.mark.parametrize("schedule", [*SUBSETS, ut.Jacobi(2, loss="mean")], ids=str)
+@pytest.mark.parametrize("T", [7, 8])
+def test_a_sweep_counts_its_own_targets(schedule, T):
+    """Each sweep's loss is torch's mean over the targets at its positions, and the whole their weighted mean."""
+    model, x = build("gpt2", None, ut.LRT()), ids(2, T)
+    out = model(x, labels=x, schedule=schedule)
+    parts = reference.sweep(model, schedule, x)[1]
+    targets = torch.nn.functional.pad(x[:, 1:], (0, 1), value=-100)
+    means = [
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, rows].flatten()) for logits, rows, _ in parts
+    ]
+    assert gap(out.sweep_losses, torch.stack(means)) < 1e-11
+    weights = schedule.loss if isinstance(schedule.loss, tuple) else [1] * len(means)
+    assert gap(out.loss, sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)) < 1e-11
+
+
+@pytest.mark.parametrize("schedule", SUBSETS, ids=str)
+def test_micro_batches_add_up_whatever_is_masked(schedule):
+    """Of unequal masks too: N is the batch's, and nothing else is counted."""
+    model, x = build("gpt2", None, ut.LRT()), ids(4, 8)
+    labels = x.clone()
+    labels[0, ::2], labels[1, 1:], labels[2, :5] = -100, -100, -100
+    whole = model(x, labels=labels, schedule=schedule)
+    N = (labels[:, 1:] != -100).sum()
+    parts = [
+        model(x[rows], labels=labels[rows], schedule=schedule, num_items_in_batch=N) for rows in ([0], [1], [2, 3])
+    ]
+    assert gap(sum(part.loss for part in parts), whole.loss) < 1e-12
+    mine, theirs = gradients(model, sum(part.loss for part in parts)), gradients(model, whole.loss)
+    assert gradient_gap(mine, theirs) < 1e-12
+
+
+def test_positions_without_a_target_have_no_loss():
+    """The last position alone is a subset of `Interleaved(T)`, and all there is of one token."""
+    model = build("gpt2", None, ut.LRT())
+    out = model(ids(2, 4), labels=ids(2, 4), schedule=ut.Interleaved(4))
+    assert torch.isfinite(out.sweep_losses).all() and float(out.sweep_losses.detach()[-1]) == 0
+    assert float(model(ids(2, 1), labels=ids(2, 1)).loss.detach()) == 0
+    assert [share(range(i, 4, 2), 4) for i in (0, 1)] == [2 / 3, 1 / 3] and share(range(3, 4), 4) == 0

@@ -398,3 +398,21 @@ CASES = [
 @matrix.every_row(CASES)
 def test_matrix(row, case, tmp_path):
     matrix.run(row, case, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", FAMILY])
+@torch.no_grad()
+def test_the_memory_has_the_eps_of_the_backbones_norms(family):
+    """Seen in small states: with an eps as large as they are, the norm of a memory is not one."""
+    name = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps"}.get(family, "rms_norm_eps")
+    model = build(family, time=ut.LRT(1), **{name: 0.5})
+    assert {norm for _, norm, _ in model.program.memories} == {0.5}
+    memory = model(ids(1, T), schedule=ut.Sequential()).memory
+    source = {}
+    hook = model.view.layers[1].register_forward_hook(
+        lambda m, i, y: source.update(h=y[0] if isinstance(y, tuple) else y)
+    )
+    model(ids(1, T), schedule=ut.Jacobi(0))
+    hook.remove()
+    h = source["h"][:, 0]  # the first token reads no memory
+    assert gap(memory[:, 0], h / (h.pow(2).mean(-1, keepdim=True) + 0.5).sqrt()) < 1e-5

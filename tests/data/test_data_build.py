@@ -52,6 +52,7 @@ def test_validation_of_its_own_and_cut(folder, cache_dir):
         ({"seq_len": 1}, "seq_len: 1: must be at least 2"),
         ({"vocab_size": 9}, "vocab_size: 9: must be at least 257"),
         ({"tokenizer": "no/such"}, "tokenizer: 'no/such': neither"),
+        ({"tokenizer": "no/such", "tokenizer_characters": 9}, "tokenizer_characters: 9: no tokenizer is trained"),
     ],
 )
 def test_wrong_arguments(folder, cache_dir, arguments, said):

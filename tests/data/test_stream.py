@@ -238,3 +238,18 @@ def test_a_forked_process_opens_the_source_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(streams.os, "getpid", lambda: -1)
     chunks.row(50)
     assert opens == ["train", "train"]
+
+
+def test_the_tokenizer_may_read_more_than_a_chunk(tmp_path, monkeypatch):
+    """`tokenizer_characters`: of the stream's records, however few a chunk has."""
+    from undertow import data
+
+    seen = []
+    train = data.train_tokenizer
+    monkeypatch.setattr(data, "train_tokenizer", lambda shown, *more: seen.append(list(shown)) or train(shown, *more))
+    task = Pages()
+    opened(task, tmp_path)
+    opened(task, tmp_path, tokenizer_characters=10**6)
+    opened(task, tmp_path, tokenizer_characters=1)
+    every = sum(1 for _ in task.records("train"))
+    assert [len(shown) for shown in seen] == [N, every, 1] and every > N

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from undertow.data import check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
-from undertow.data.tokenizer import END, tokenizer_hash
+from undertow.data import tokenizer as tokenizers_of
+from undertow.data.tokenizer import END, budget, tokenizer_hash
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are not text: UTF-8 cannot hold them
 
@@ -127,3 +128,12 @@ def test_bytes_of_whole_words_leave_out_what_is_between_them():
     vocabulary = {"a": 0, "naïve": 1, END: 2}
     words = fast(models.WordLevel(vocabulary, unk_token=END), pre_tokenizer=pre_tokenizers.Whitespace())
     assert token_bytes(words).tolist() == [1, 6, 0]
+
+
+def test_a_budget_of_characters(monkeypatch):
+    """Whole documents until there are so many characters, of long ones their beginning; nothing more is read."""
+    monkeypatch.setattr(tokenizers_of, "LONGEST", 10)
+    read = iter(["a" * 4, "b" * 30, "c" * 3, "d" * 3, "e"])
+    assert [one.text for one in budget(read, 15)] == ["a" * 4, "b" * 10, "c" * 3]
+    assert next(read) == "d" * 3
+    assert [one.text for one in budget(["x", "y"], 99)] == ["x", "y"]

@@ -123,3 +123,12 @@ def test_a_wrong_option_is_one_line(make, options, message):
     with pytest.raises(ValueError, match=f"^{make.__name__} {message}") as error:
         make(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "task", [VariableAssignment(), VariableAssignment(form="code"), Pathfinding(), ProsQA()], ids=repr
+)
+def test_a_blank_line_stands_before_the_response(task):
+    """As published for every prompt without a chat template; records keep the published fields."""
+    example = task.example(next(iter(task.records("validation"))))
+    assert example.prompt.endswith("\n\n") and not example.prompt.endswith("\n\n\n") and example.response.strip()

@@ -46,7 +46,8 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         rotary_tables: cosines and sines `exact` (float32 at least, then in the model's precision) or rounded to
             `bfloat16`, as the release keeps them in every precision.
         window_pattern: `S` and `L` layers, tiled; the last layer is `L` always. `layer_types` follows from it.
-        sliding_window: keys that a position of an `S` layer sees, itself included (None: half of T).
+        sliding_window: keys that a position of an `S` layer sees, itself included (None: half of T and itself, as
+            released).
 
     Raises:
         ValueError: a value outside what is allowed, or fields that do not fit each other.
@@ -91,7 +92,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
             self._need("hidden_size", D % H == 0, f"a multiple of num_attention_heads={H}")
             self.head_dim = D // H
         if self.sliding_window is None:
-            self.sliding_window = max(1, self.max_position_embeddings // 2)
+            self.sliding_window = self.max_position_embeddings // 2 + 1
         for name in ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window"):
             self._whole(name)
         self._whole("value_gate_channels", 0)
