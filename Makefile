@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-all docs lint clean
+.PHONY: demo test test-fast test-all test-newest test-oldest docs lint clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ JOBS   ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 # Every room in a minute: the matrix on one family, the references, decoding; a run trained, resumed and asked; a server.
-FAST := tests/test_house.py tests/test_portable.py tests/test_package.py tests/test_matrix.py \
+FAST := tests/test_house.py tests/test_portable.py tests/test_imports.py tests/test_matrix.py \
 	tests/core/test_planted.py tests/core/test_mixers.py tests/core/test_plan_and_edges.py tests/core/test_model.py \
 	tests/core/test_generation.py tests/core/test_decode.py tests/core/test_agree.py tests/backbone/test_contract.py \
 	tests/data/test_packing.py tests/data/test_examples.py tests/tasks/test_generators.py tests/test_recipe.py \
@@ -38,6 +38,21 @@ test-fast: $(READY)
 test-all: $(READY)
 	$(PYTEST)
 
+# What users get: pip's own choice today, and the oldest that pyproject.toml declares. Both are environments of their
+# own, with the package's dependencies alone; only torch is held, to the CPU build.
+VERSIONS := tests/test_versions.py tests/test_matrix.py tests/core/test_model.py -m "not slow" -k "test_versions or gpt2"
+
+.venv-%/.ready: pyproject.toml constraints-torch.txt constraints-oldest.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --upgrade \
+		-c $(if $(filter oldest,$*),constraints-oldest.txt,constraints-torch.txt) -e . pytest pytest-xdist psutil hypothesis
+	touch $@
+
+test-newest test-oldest: test-%: .venv-%/.ready
+	.venv-$*/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(VERSIONS)
+
+.PRECIOUS: .venv-%/.ready
+
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
@@ -47,4 +62,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest runs build dist src/*.egg-info

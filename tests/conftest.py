@@ -1,5 +1,6 @@
 """One thread for every test: the machine is shared, and two OpenMP pools on two cores collapse."""
 
+import logging
 import os
 from importlib.util import find_spec
 
@@ -28,6 +29,28 @@ if find_spec("hypothesis"):  # not everywhere where some of these tests run
 def seeded():
     """Same numbers every run, whatever ran before."""
     torch.manual_seed(0)
+
+
+class _Deprecated(logging.Handler):
+    """Keeps what transformers logs as deprecated: it warns so, too."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record):
+        if "deprecated" in record.getMessage():
+            self.said.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated(request):
+    """What transformers has deprecated is an error, as its warnings are (pyproject.toml)."""
+    handler, logger = _Deprecated(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    assert request.node.get_closest_marker("deprecated") or not handler.said, handler.said[0]
 
 
 EVERY_TIME = ("row_2_executor_equals_references", "row_3_cached_equals_full")  # of depth x time pairs

@@ -20,6 +20,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDeco
 
 from undertow.cache import UndertowCache
 from undertow.stepper import Stepper, compiling
+from undertow.versions import CACHE
 
 COLDEST = 1e-30  # a temperature below it is none: only the likeliest token is left, and logits divided by it overflow
 
@@ -35,7 +36,7 @@ def why_not(
     from undertow.model import UndertowForCausalLM
 
     mode = generation_config.get_generation_mode()
-    cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("memory_mask")
+    cache, mask = model_kwargs.get(CACHE), model_kwargs.get("memory_mask")
     reasons = (
         (not isinstance(model, UndertowForCausalLM), f"{type(model).__name__} is not ours: undertow.wrap(model) is"),
         (mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE), f"{mode.value} is Hugging Face's"),
@@ -184,5 +185,5 @@ class _Chooser:
             return tokens
         scores = tuple(x.clone() for x in self.scores) if config.output_scores else None
         logits = tuple(x.clone() for x in self.logits) if config.output_logits else None
-        more: dict = {"scores": scores, "logits": logits, "past_key_values": cache}  # typed too narrowly over there
+        more: dict = {"scores": scores, "logits": logits, CACHE: cache}  # typed too narrowly over there
         return GenerateDecoderOnlyOutput(sequences=cast(LongTensor, tokens), **more)

@@ -9,6 +9,7 @@ from transformers import GenerationMixin
 from undertow.cache import UndertowCache
 from undertow.inputs import memory_mask_for
 from undertow.methods.base import Parts
+from undertow.versions import CACHE
 
 __all__ = ["Generating"]
 
@@ -28,10 +29,10 @@ class Generating(GenerationMixin):
             raise ValueError(
                 f"cache_implementation={kind!r}: the cache also holds the memory; allowed are None and 'dynamic'"
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE] = UndertowCache(self.program_for(model_kwargs.get("loops")).slots)
             if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()  # its tokens may be refused
+                model_kwargs[CACHE].activate_past_recording()  # its tokens may be refused
 
     def _sample(self, *args, **kwargs):
         """Greedy search and sampling: our own loop where it can (`undertow.decode.why_not`), else Hugging Face's."""
@@ -52,7 +53,7 @@ class Generating(GenerationMixin):
     ):
         """As Hugging Face. Both masks cover the prompt; of later tokens none is prefix, and see `memory_mask_for`."""
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         past = 0 if cache is None else cache.length
         if prefix_mask is not None and past == 0:
             inputs["prefix_mask"] = F.pad(prefix_mask, (0, inputs["input_ids"].shape[1] - prefix_mask.shape[1]))

@@ -31,6 +31,7 @@ from undertow.outside import Outside
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
 from undertow.store import overwrite, take, write
+from undertow.versions import CACHE, one_cache
 
 if TYPE_CHECKING:
     from undertow.exits import Exit
@@ -130,6 +131,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        cache: UndertowCache | None = None,
         **kwargs,
     ) -> UndertowOutput | tuple:
         """Run the model on `T` new positions.
@@ -151,6 +153,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
             output_hidden_states: also return `hidden_states`, see `UndertowOutput` (None: as `config` says).
             output_attentions: not to be had (ValueError): a visit attends anew in every sweep.
             return_dict: False for a plain tuple of what is not None (None: as `config` says).
+            cache: newer transformers' name of `past_key_values`.
             kwargs: not read; trainers pass what some other model needs.
 
         Raises:
@@ -162,8 +165,9 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if hidden and exit_rule is not None:
             raise ValueError("output_hidden_states=True with exit_rule: tokens do not run the same visits")
-        if past_key_values is not None and not isinstance(past_key_values, UndertowCache):
-            kind = type(past_key_values).__name__
+        cache = one_cache(past_key_values, cache)
+        if cache is not None and not isinstance(cache, UndertowCache):
+            kind = type(cache).__name__
             raise ValueError(
                 f"past_key_values is a {kind}: only UndertowCache, which also holds the memory, is allowed (tuned "
                 "prefixes of keys and values are not; prompt tuning and adapters are)"
@@ -172,8 +176,9 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
             loops = self.depth.draw()
         program = self.program_for(loops)
         if use_cache is None:
-            use_cache = past_key_values is not None or (config.use_cache and not self.training)
-        cache = UndertowCache(program.slots) if use_cache and past_key_values is None else past_key_values
+            use_cache = cache is not None or (config.use_cache and not self.training)
+        if use_cache and cache is None:
+            cache = UndertowCache(program.slots)
         past = 0 if cache is None else cache.length
         new = input_ids if inputs_embeds is None else inputs_embeds
         masked = memory_mask is not None or (cache is not None and cache.masked)
@@ -212,7 +217,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         out = UndertowOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache if use_cache else None,
+            **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
             sweep_losses=sweep_losses,
             memory=memory if memory is None or memory.shape[2] > 1 else memory[:, :, 0],
             residual=trace.residual,

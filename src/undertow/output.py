@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from undertow.cache import UndertowCache
+from undertow.versions import CACHE, NEW, OLD
 
 __all__ = ["UndertowOutput"]
 
@@ -21,7 +23,7 @@ class UndertowOutput(ModelOutput):
             labels were given; `undertow.loss` has the formula.
         logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
             without gradient, which the loss has).
-        past_key_values: the `UndertowCache`, keys and values of every slot and the memory.
+        past_key_values: the `UndertowCache`, keys and values of every slot and the memory; also as `cache`.
         hidden_states: with `output_hidden_states`, `_BTD` each: the embeddings, then what every visit of a layer or
             block wrote (more entries than layers where some run again), the last one after the final norm.
         sweep_losses: one loss a read-out, unweighted.
@@ -35,7 +37,10 @@ class UndertowOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: UndertowCache | None = None
+    if TYPE_CHECKING or CACHE == OLD:
+        past_key_values: UndertowCache | None = None
+    else:
+        cache: UndertowCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     sweep_losses: Tensor | None = None
     memory: Tensor | None = None
@@ -44,3 +49,6 @@ class UndertowOutput(ModelOutput):
     future_losses: Tensor | None = None
     rounds: Tensor | None = None
     last_hidden_state: Tensor | None = None
+
+
+setattr(UndertowOutput, OLD if CACHE == NEW else NEW, property(lambda self: getattr(self, CACHE)))

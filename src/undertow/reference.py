@@ -100,7 +100,7 @@ class _Run:
             mask = self.mask(rows, self.backbone.window(step.block))
             if self.backbone.attention() == "added":
                 mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
-            keywords = {self.backbone.family.cache: buffer, "attention_mask": mask}
+            keywords = {self.backbone.cache_keyword: buffer, "attention_mask": mask}
             for name, parts in self.context.items():
                 parts = tuple(c.expand(len(self.x), *c.shape[1:])[:, rows] for c in parts)
                 keywords[name] = parts if name == "position_embeddings" else parts[0]

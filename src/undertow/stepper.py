@@ -183,7 +183,7 @@ class _Visit:
             self.layer = modules[step.block]
         self.place: Place = stepper.room.place(step.slot, window, step.shares)
         if isinstance(step.block, int):
-            self.keywords[view.family.cache] = self.place
+            self.keywords[view.cache_keyword] = self.place
 
     def _around(self, port: str) -> tuple[_Mix, ...]:
         """The edges that mix into what the block is called with or returns, not inside it."""

@@ -15,6 +15,7 @@ from undertow.backbone.attention import Kind, kind_of, warn_of
 from undertow.backbone.families import Tap, family_of
 from undertow.masks import Masks
 from undertow.store import take
+from undertow.versions import cache_keyword
 
 Context = Mapping[str, Tensor | tuple[Tensor, ...]]
 Port = Callable[[Tensor, Tensor], Tensor]  # (projected_BSK, projection input a_BSD) -> projected_BSK
@@ -109,6 +110,7 @@ class Backbone:
         self.base, self.layers = base, getattr(base, self.family.layers)
         self.shape = shape_of(lm.config)
         self.logit_cap: float | None = getattr(lm.config, "final_logit_softcapping", None)
+        self.cache_keyword = cache_keyword(self.layers[0], self.family.cache)
         self.blank: int | None = None  # a token whose embedding is zero: something else is mixed in at its place
 
     @property
@@ -196,7 +198,7 @@ class Backbone:
         self, index: int, x_BSD: Tensor, view, mask: Tensor | None, context: Context, positions: range, repeat: int
     ) -> Tensor:
         """One layer, called as Hugging Face calls it. `repeat`: which repetition of the layer this is, from 0."""
-        keywords: dict[str, object] = {self.family.cache: view, "attention_mask": mask}
+        keywords: dict[str, object] = {self.cache_keyword: view, "attention_mask": mask}
         for name, x in context.items():
             keywords[name] = tuple(take(y, positions) for y in x) if isinstance(x, tuple) else take(x, positions)
         if self.family.ours:

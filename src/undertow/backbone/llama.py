@@ -26,6 +26,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from undertow.backbone.positions import POSITIONS, Cope, Fire, alibi, attend
+from undertow.versions import CACHE, one_cache
 
 __all__ = ["UndertowLlamaConfig", "UndertowLlamaForCausalLM"]
 
@@ -246,13 +247,14 @@ class UndertowLlamaModel(UndertowLlamaPreTrainedModel):
         past_key_values=None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache=None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """As Llama's. Raises ValueError for another attention than sdpa, or more positions than a learned table has."""
         if self.config._attn_implementation != "sdpa":
             raise ValueError(f"attn_implementation={self.config._attn_implementation!r}: only 'sdpa' is supported")
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        table, T = self.embed_positions, x_BTD.shape[1]
+        table, T, past_key_values = self.embed_positions, x_BTD.shape[1], one_cache(past_key_values, cache)
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = DynamicCache(config=self.config)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -265,7 +267,7 @@ class UndertowLlamaModel(UndertowLlamaPreTrainedModel):
         context = self.context(input_ids, x_BTD, position_ids, rows_1T)
         for layer in self.layers:
             x_BTD = layer(x_BTD, attention_mask=mask, past_key_values=past_key_values, **context)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), **{CACHE: past_key_values})
 
 
 class UndertowLlamaForCausalLM(UndertowLlamaPreTrainedModel, LlamaForCausalLM):

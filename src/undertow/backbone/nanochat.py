@@ -26,6 +26,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from undertow.versions import CACHE, one_cache
+
 __all__ = ["UndertowNanoChatConfig", "UndertowNanoChatForCausalLM"]
 
 VALUES = ("none", "alternate", "every")
@@ -54,7 +56,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
     """
 
     model_type = "undertow_nanochat"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     vocab_size: int = 32768
     hidden_size: int = 768
@@ -278,7 +280,7 @@ class _PreTrained(PreTrainedModel):
     config_class = UndertowNanoChatConfig
     base_model_prefix = "model"
     _no_split_modules = ["Layer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module):
@@ -340,12 +342,14 @@ class UndertowNanoChatModel(_PreTrained):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hugging Face's own forward. Raises ValueError unless exactly one of ids and embeddings is given."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        past_key_values = one_cache(past_key_values, cache)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -359,7 +363,7 @@ class UndertowNanoChatModel(_PreTrained):
         context: Mapping[str, Any] = self.context(input_ids, x, position_ids, rows_1T)
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             x = layer(x, past_key_values, made[kind], **context)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE: past_key_values})  # type: ignore[arg-type]
 
 
 class UndertowNanoChatForCausalLM(_PreTrained, GenerationMixin):
@@ -381,15 +385,17 @@ class UndertowNanoChatForCausalLM(_PreTrained, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As every Hugging Face causal LM; `labels` are shifted inside."""
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        held = one_cache(past_key_values, cache)
+        out = self.model(input_ids, attention_mask, position_ids, held, inputs_embeds, use_cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         cap = self.config.final_logit_softcapping
         logits = cap * torch.tanh(self.lm_head(out.last_hidden_state[:, keep]) / cap)
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: getattr(out, CACHE)})
 
 
 AutoConfig.register("undertow_nanochat", UndertowNanoChatConfig, exist_ok=True)
