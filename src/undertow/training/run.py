@@ -32,7 +32,7 @@ from undertow import card
 from undertow import recipe as recipes
 from undertow.backbone.attention import attend
 from undertow.backbone.pretrained import load_backbone
-from undertow.data import build, cache, check_vocabulary, collate
+from undertow.data import Data, build, cache, check_vocabulary, collate
 from undertow.data.corpus import load_documents
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
@@ -309,7 +309,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: str, callbacks: S
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"trained_parameters": trained}
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
-        if data.reading is not None:
+        if isinstance(data, Data) and data.reading is not None:
             result["data"] = data.reading.to_dict()
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
