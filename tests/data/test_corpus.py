@@ -76,7 +76,8 @@ def test_what_is_not_text_is_left_out(tmp_path):
     (tmp_path / "d" / "broken").symlink_to(tmp_path / "nowhere")
     (tmp_path / "d" / ".hidden").write_text("hidden")
     write(tmp_path / "d" / ".git", config="hidden too")
-    corpus = load_corpus(folder)
+    with pytest.warns(UserWarning, match="^2 of 5 files are not text in UTF-8: 2 left out"):
+        corpus = load_corpus(folder)
     assert names(corpus.train + corpus.validation) == {"d/a.txt", "d/b.txt"}
 
 

@@ -1,11 +1,16 @@
+import json
+import random
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from undertow.data import check_vocabulary, load_tokenizer, token_bytes, train_tokenizer
 from undertow.data import tokenizer as tokenizers_of
+from undertow.data.corpus import Document
 from undertow.data.tokenizer import END, budget, tokenizer_hash
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are not text: UTF-8 cannot hold them
@@ -68,6 +73,33 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     loaded = load_tokenizer(tmp_path)
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
     assert loaded.decode(loaded.encode(" a , b 's\r\n")) == " a , b 's\r\n"
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "=", " ", "流水不腐", "0123456789"])
+def test_time_to_train_is_linear_in_a_line_without_spaces(tmp_path, letters):
+    """Quadratic, the longer line took 16 times as long as the shorter one, several seconds."""
+    draw, took = random.Random(0), {}
+    for n in (30_000, 120_000):
+        text = "".join(draw.choices(letters, k=n // len(letters[0].encode())))
+        begun = time.process_time()
+        trained = train_tokenizer([Document("a", text)], 320, tmp_path / str(n))
+        took[n] = time.process_time() - begun
+        assert trained.decode(trained.encode(text[:5000])) == text[:5000]
+    assert took[120_000] < 8 * took[30_000] + 0.5
+
+
+def test_long_words_alone_are_counted_in_parts(tmp_path):
+    """What is trained on words of ordinary length is what `tokenizers` alone makes of them."""
+    texts = ["a word or two, " * 20, "x" * 1000 + " " + "流" * 300]
+    expected = Tokenizer(models.BPE())
+    expected.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    expected.train_from_iterator(texts, trainer)
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    trained = train_tokenizer(documents, 300, tmp_path)
+    assert trained.get_vocab() == expected.get_vocab()
+    assert json.loads(trained.backend_tokenizer.to_str())["pre_tokenizer"]["type"] == "ByteLevel"
 
 
 def test_too_small_a_vocabulary(corpus, tmp_path):

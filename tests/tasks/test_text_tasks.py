@@ -120,6 +120,11 @@ def test_text_files_are_documents(tmp_path):
     assert found["validation"] and found["test"] == []
     given = TextFiles((str(tmp_path / "1.txt"), str(tmp_path / "2.txt")), validation=str(tmp_path / "3.txt"))
     assert [r["text"] for r in given.records("validation")] == ["text 3"]
+    for name in ("train", "valid", "test"):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{name}.txt").write_text(name)
+    own = splits_of(TextFiles(str(tmp_path / "own")))
+    assert [own[split][0]["text"] for split in SPLITS] == ["train", "valid", "test"]
     with pytest.raises(ValueError, match="no such file or folder"):
         list(TextFiles(str(tmp_path / "none")).records("train"))
 

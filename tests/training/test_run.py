@@ -36,6 +36,14 @@ def test_folder_and_result(whole):
     assert [line["step"] for line in curve] == [4, 8]
     assert [line["flops"] for line in curve] == [result["training_flops"] / 2, result["training_flops"]]
     assert not list(folder.rglob("training_args.bin"))
+    assert result["data"]["rule"] == "hash" and result["data"]["train_files"] > 0
+
+
+def test_an_evaluation_text_that_is_not_there_is_said_before_training(values, tmp_path):
+    recipe = Recipe.parse(values | {"evaluation": values["evaluation"] | {"text": str(tmp_path / "none.txt")}})
+    with pytest.raises(ValueError, match="text: '.*none.txt': no such file or folder"):
+        run.folder_for(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_is_bit_for_bit(whole, recipe, tmp_path):

@@ -14,6 +14,9 @@ def test_train_eval_generate(capsys, tmp_path, monkeypatch, values):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
     status, out, err = call(capsys, "train", "tiny.yaml", "--device", "cpu", "--set", "training.max_steps=4")
     assert status == 0, err
+    assert (
+        " bytes of 11 files, validating on " in out and "split by the hash of the files' names" in out
+    )  # both sizes, and how they were split
     assert "runs/tiny-1" in out and "tiny: step 4/4" in out and "bits/byte" in out
     assert list((tmp_path / "runs/tiny-1/tensorboard").iterdir())
     saved = yaml.safe_load((tmp_path / "runs/tiny-1/recipe.yaml").read_text())

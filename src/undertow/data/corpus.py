@@ -144,7 +144,7 @@ def load_corpus(source: str | Sequence[str] = STDLIB, validation: str | Sequence
     if not held:
         named = {document.name for document, split in zip(found, said or (), strict=False) if split == "train"}
         alone = named if len(named) == 1 else set()  # what says train is not validated on unless there is more of it
-        held_out = _held_out([document for document in train if document.name not in alone])
+        held_out = _held_out([document for document in train if document.name not in alone], least=len(train) > 1)
         held = [document for document in train if document.name in held_out]
         train = [document for document in train if document.name not in held_out]
     if not train:
@@ -179,11 +179,11 @@ def corpus_hash(documents: Sequence[Document]) -> str:
     return cache.digest(document.text for document in documents)
 
 
-def _held_out(documents: Sequence[Document]) -> set[str]:
-    """Names of the validation documents."""
+def _held_out(documents: Sequence[Document], least: bool) -> set[str]:
+    """Names of the validation documents by the hash; `least`: one at least."""
     rank = {document.name: _rank(document.name) for document in documents}
     chosen = {name for name in rank if rank[name] < VALIDATION_SHARE}
-    if not chosen and len(rank) > 1:
+    if not chosen and rank and least:
         chosen = {min(rank, key=rank.__getitem__)}
     return chosen
 

@@ -31,7 +31,8 @@ from undertow import card
 from undertow import recipe as recipes
 from undertow.backbone.attention import attend
 from undertow.backbone.pretrained import load_backbone
-from undertow.data import cache, check_vocabulary, collate
+from undertow.data import Data, cache, check_vocabulary, collate
+from undertow.data.corpus import load_documents
 from undertow.data.pause import Paused, Pauses, token_id
 from undertow.data.tokenizer import vocabulary_size
 from undertow.data.tokenizer_files import read_tokenizer
@@ -92,10 +93,12 @@ def folder_for(
     Raises:
         ValueError: with `resume`, the folder's recipe says another model, other data or other training (how the
             rows of a step are dealt out may change with the number of processes); a tracker that it asks for is not
-            installed.
+            installed; its `evaluation.text` cannot be read.
     """
     if isinstance(recipe, Recipe):
         trackers.check(recipe.training.report_to)
+        if recipe.evaluation.text is not None:
+            load_documents(recipe.evaluation.text)  # it is read when training is over: a mistyped name is said now
     recipe = absolute(recipe)
     folder = pick_folder(recipe.name, folder, resume, root)
     with parallel().main_process_first():
@@ -299,7 +302,7 @@ def _train(
         result = describe(loaded.model, recipe, steps, rows, row_flops)
         result |= {"trained_parameters": trained}
         result |= {"waste": {"train": read.waste, "validation": data.validation.waste}}
-        if data.reading is not None:
+        if isinstance(data, Data) and data.reading is not None:
             result["data"] = data.reading.to_dict()
         result |= measure(loaded, data)
         result["training_tokens_per_second"] = training_speed(folder)
