@@ -61,7 +61,7 @@ def budget(texts: Iterable[str], characters: int) -> list[Document]:
 
     All of them are held at once: 2e9 characters take at least 2 GB.
     """
-    found, total = [], 0
+    found, total = list[Document](), 0
     for text in texts:
         found.append(Document(str(len(found)), text[:LONGEST]))
         total += len(found[-1].text)
