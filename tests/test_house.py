@@ -28,6 +28,12 @@ def test_nothing_outside_methods_names_a_method():
                 assert not named.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
+def test_the_library_knows_no_command_line():
+    """Which lies beside it and above it. Docstrings may say so."""
+    for path in SOURCE.rglob("*.py"):
+        assert "undertow_cli" not in path.read_text(encoding="utf-8").partition('"""')[2].partition('"""')[2], path
+
+
 def test_the_core_stays_small():
     assert sum(len(lines(SOURCE / f"{name}.py")) for name in CORE) < 1300
     assert len(lines(SOURCE / "mixers.py")) < 400

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 
+from undertow.agree import pick
 from undertow.registry import from_mapping
 
 __all__ = ["Schedule", "Sequential", "Jacobi", "Interleaved", "Cyclic", "Chunked", "Converge", "SCHEDULES"]
@@ -196,8 +197,6 @@ class Jacobi(Schedule):
     def resolved(self, double: bool, training: bool = False) -> Jacobi:
         if self.sample is None or not training:
             return self
-        from undertow.agree import pick  # loads torch, which checking a recipe need not
-
         return replace(self, K=pick(self.sample), sample=None)
 
     def sweeps(self, T: int) -> Unmeasured:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,12 +156,7 @@ def only(context: typer.Context, what: str, *allowed: str) -> None:
 
 
 def quiet() -> None:
-    """Keep Hugging Face's own bars and remarks about saving out of ours; warnings are one line."""
-    from transformers.utils.logging import disable_progress_bar
+    """As `undertow.training.progress.quiet`, which loads the library."""
+    from undertow.training import progress
 
-    warnings.formatwarning = lambda message, *where, **more: f"warning: {' '.join(str(message).split())}\n"
-    disable_progress_bar()
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # "mtime may not be reliable"
-    for name in ("distributed", "integrations"):  # layers that are not spread over devices: none are
-        logging.getLogger(f"transformers.{name}.tensor_parallel").setLevel(logging.ERROR)
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a table of keys: `run.load` says it
+    progress.quiet()

@@ -29,7 +29,7 @@ def data(
     ] = [],  # noqa: B006
 ) -> None:
     """Make or fetch a task's data as JSON lines, or puzzles as arrays; without a task, list them all."""
-    from undertow.tasks import TASKS  # not `from undertow import tasks`: that would load torch first
+    from undertow.tasks import TASKS
     from undertow.trm.puzzles import PUZZLES
 
     if task is None:

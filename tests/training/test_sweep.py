@@ -173,7 +173,7 @@ def test_shipped_sweeps_load(path):
 # ---------------------------------------------------------------------- who works on what: workers without a model
 
 STUB = """
-import json, os, sys, time, types
+import importlib.util, json, os, sys, time, types
 from pathlib import Path
 
 def train(recipe, place, resume, device):
@@ -192,12 +192,13 @@ def train(recipe, place, resume, device):
         time.sleep(60)
     (place / "result.json").write_text(json.dumps({"seed": 0, "resumed": resume}))
 
-torch, run, recipe, cli = (types.ModuleType(name) for name in ("torch", "run", "recipe", "cli"))
-torch.set_num_threads, run.train, cli.quiet = int, train, dict
+torch, run, recipe, progress, undertow = map(types.ModuleType, ("torch", "run", "recipe", "progress", "undertow"))
+torch.set_num_threads, run.train, progress.quiet = int, train, dict
+undertow.__path__ = importlib.util.find_spec("undertow").submodule_search_locations  # its modules, without all it loads
 recipe.load_any = lambda place: types.SimpleNamespace(runner=run)
 sys.modules |= {"torch": torch, "undertow.training.run": run, "undertow.recipe": recipe}
-sys.modules |= {"undertow_cli": cli, "undertow_cli.console": cli}
-import undertow, undertow.training
+sys.modules |= {"undertow": undertow, "undertow.training.progress": progress}
+import undertow.training
 undertow.recipe, undertow.training.run = recipe, run
 from undertow.training import launch
 

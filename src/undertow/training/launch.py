@@ -289,7 +289,7 @@ def _holder(place: Path) -> str:
 
 def _main(place: str, device: str, threads: str) -> int:
     _die_with_parent()
-    from undertow_cli.console import quiet
+    from undertow.training.progress import quiet
 
     quiet()  # people read the log
     try:

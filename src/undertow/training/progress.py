@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -17,8 +19,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 QUALITY = {"eval_bits_per_byte": "bits/byte {:.3f}", "eval_exact_accuracy": "exact accuracy {:.1%}"}
+
+
+def quiet() -> None:
+    """Keep Hugging Face's own bars and remarks about saving out of ours; warnings are one line."""
+    warnings.formatwarning = lambda message, *where, **more: f"warning: {' '.join(str(message).split())}\n"
+    disable_progress_bar()
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # "mtime may not be reliable"
+    for name in ("distributed", "integrations"):  # layers that are not spread over devices: none are
+        logging.getLogger(f"transformers.{name}.tensor_parallel").setLevel(logging.ERROR)
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a table of keys: `run.load` says it
 
 
 class Bars:
