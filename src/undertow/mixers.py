@@ -3,8 +3,7 @@
 `x` is what the port holds, `m` the carried state (already projected, if its edge says so) and `a` the input of the
 key or value projection (ports `key` and `value`; elsewhere `a` is `x`). Carries, `U(source, memory) -> memory`, and
 start vectors live here too. One with `takes_none` also takes None for a memory that is known to be zero, and says what
-is left of x. Each has the published initialisation; `retrofit=True` makes it the identity at the start (x + 0 y is x on
-every machine), so that a pretrained model's logits do not move but for rounding until it is trained.
+is left of x. Each has the published initialisation; `retrofit=True` makes it the identity at the start: x + 0 y is x.
 """
 
 from __future__ import annotations

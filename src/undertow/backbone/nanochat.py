@@ -98,15 +98,14 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         for name in ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window"):
             self._whole(name)
         self._whole("value_gate_channels", 0)
-        self._need("value_gate_channels", self.value_gate_channels <= D, f"at most hidden_size={D}")
+        most = 0 if self.value == "none" else D  # without values there is none to gate
+        self._need("value_gate_channels", self.value_gate_channels <= most, f"at most {most}")
         self._need("num_key_value_heads", H % self.num_key_value_heads == 0, f"a divisor of num_attention_heads={H}")
         self._need("head_dim", self.head_dim % 2 == 0, "even, for the rotary embedding")
         for name in ("rope_theta", "rms_norm_eps", "final_logit_softcapping"):
             number = getattr(self, name)
             self._need(name, isinstance(number, int | float) and number > 0, "a number greater than 0")
         self._need("value", self.value in VALUES, f"one of {VALUES}")
-        gated = self.value != "none" or not self.value_gate_channels
-        self._need("value_gate_channels", gated, "0 with value='none': there is no value to gate")
         self._need("rotary_tables", self.rotary_tables in ROTARY, f"one of {ROTARY}")
         pattern = self.window_pattern
         self._need("window_pattern", isinstance(pattern, str) and set() < set(pattern) <= set(WINDOWS), "letters S, L")
@@ -122,8 +121,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
 
     def _whole(self, name: str, least: int = 1):
         value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        self._need(name, whole and value >= least, f"a whole number of at least {least}")
+        self._need(name, type(value) is int and value >= least, f"a whole number of at least {least}")
 
     def has_table(self, layer: int) -> bool:
         """Whether a layer has a value table."""
@@ -389,8 +387,8 @@ class UndertowNanoChatForCausalLM(_PreTrained, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As every Hugging Face causal LM; `labels` are shifted inside."""
-        held = one_cache(past_key_values, cache)
-        out = self.model(input_ids, attention_mask, position_ids, held, inputs_embeds, use_cache)
+        past_key_values = one_cache(past_key_values, cache)
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         cap = self.config.final_logit_softcapping
         logits = cap * torch.tanh(self.lm_head(out.last_hidden_state[:, keep]) / cap)
