@@ -197,7 +197,7 @@ def test_start_is_the_published_one(make):
     ("fields", "says"),
     [
         (dict(value="some"), r"value='some': must be one of \('none', 'alternate', 'every'\)"),
-        (dict(value_gate_channels=33), "value_gate_channels=33: must be at most 32"),
+        (dict(value_gate_channels=33), "value_gate_channels=33: must be at most hidden_size=32"),
         (dict(window_pattern="SXL"), "window_pattern='SXL': must be letters S, L"),
         (dict(window_pattern=""), "window_pattern=''"),
         (dict(sliding_window=0), "sliding_window=0: must be a whole number of at least 1"),

@@ -43,9 +43,13 @@ def ignored(cls: type[PreTrainedConfig], values: Mapping[str, Any]) -> str | Non
 
     What a field changes is seen by leaving it out: the two configs must differ in something that is read.
     """
-    whole, defaults = _read(cls(**values)), {field.name: field.default for field in dataclasses.fields(cls)}
+    config = cls(**values)
+    whole, defaults = _read(config), {field.name: field.default for field in dataclasses.fields(cls)}
+    own = getattr(cls, "conditional", {})  # our configs say which fields apply only with another's value
     for name, value in values.items():
         field = cls.attribute_map.get(name, name)
+        if value != defaults.get(field) and field in own and not own[field](config):
+            return name
         if value == defaults.get(field) or (field not in UNREAD and whole.get(field) == value):
             continue
         try:

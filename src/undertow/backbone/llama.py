@@ -8,6 +8,7 @@ else is Llama.
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class UndertowLlamaConfig(LlamaConfig):
     """
 
     model_type = "undertow_llama"
+    conditional: ClassVar = dict.fromkeys(("fire_scale", "fire_threshold"), lambda config: config.position == "fire")
 
     tie_word_embeddings: bool = True
     position: str = "rope"
@@ -64,9 +66,6 @@ class UndertowLlamaConfig(LlamaConfig):
             raise ValueError(f"position={self.position!r}: allowed are {', '.join(POSITIONS)}")
         if self.attention_dropout and self.position in ("cope", "fire"):
             raise ValueError(f"attention_dropout={self.attention_dropout}: must be 0 with position={self.position!r}")
-        started = (self.fire_scale, self.fire_threshold)
-        if self.position != "fire" and started != (0.1, 512.0):
-            raise ValueError(f"fire_scale, fire_threshold = {started}: position={self.position!r} has none of them")
         wrong = [layer for layer in self.adaptive_norm or () if not 0 <= layer < layers]
         if wrong:
             raise ValueError(f"adaptive_norm has layer {wrong[0]}: the model has layers 0..{layers - 1}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
 
     model_type = "undertow_nanochat"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    conditional: ClassVar = {"value_gate_channels": lambda config: config.value != "none"}
 
     vocab_size: int = 32768
     hidden_size: int = 768
@@ -98,8 +99,7 @@ class UndertowNanoChatConfig(PreTrainedConfig):
         for name in ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window"):
             self._whole(name)
         self._whole("value_gate_channels", 0)
-        most = 0 if self.value == "none" else D  # without values there is none to gate
-        self._need("value_gate_channels", self.value_gate_channels <= most, f"at most {most}")
+        self._need("value_gate_channels", self.value_gate_channels <= D, f"at most hidden_size={D}")
         self._need("num_key_value_heads", H % self.num_key_value_heads == 0, f"a divisor of num_attention_heads={H}")
         self._need("head_dim", self.head_dim % 2 == 0, "even, for the rotary embedding")
         for name in ("rope_theta", "rms_norm_eps", "final_logit_softcapping"):
