@@ -143,7 +143,7 @@ class _Run:
         left = []
         for n, (source, norm, carry) in enumerate(self.program.memories):
             m = state[output_of(source)]
-            m = F.rms_norm(m, m.shape[-1:], eps=norm) if norm else m
+            m = F.rms_norm(m, m.shape[-1:], eps=norm) if norm is not None else m
             left.append(torch.where(mix_BS[..., None], self.modules[carry](m, m_BSND[:, :, n]), m) if carry else m)
         return torch.stack(left, 2) * self.real[:, rows, None, None]
 

@@ -142,4 +142,4 @@ def test_planted_adjoint_one_product_short(monkeypatch):
         product = adjoint._Parallel
         patch.setattr(adjoint, "_Parallel", lambda k, *rest: product(max(k - 1, 1), *rest))
 
-    check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3, False), TIME, plant)
+    check(monkeypatch, lambda case: row(ut.T2MLR(1, 2), 3), TIME, plant)

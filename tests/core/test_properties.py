@@ -84,7 +84,8 @@ def programs(draw):
             modules[project] = projection(D, D)
         carry = draw(st.sampled_from([None, "carry"]))
         visits = draw(st.sampled_from(["first", "last", "all"]))
-        edges.append(Edge(source, target, f"mixer{i}", port, 1, visits, project, draw(st.booleans()), carry))
+        norm = draw(st.sampled_from([None, 1e-6]))
+        edges.append(Edge(source, target, f"mixer{i}", port, 1, visits, project, norm, carry))
     if draw(st.booleans()):
         modules["blend"] = Blend(False, start=0.3)
         edges.append(Edge(EMBED, blocks[-1], "blend", "output", 0, "last"))

@@ -47,7 +47,7 @@ def written_out(model, x, S):
     x0 = lm.wte(x) + lm.wpe(rows)
 
     def shifted(h):
-        m = torch.nn.functional.rms_norm(h, (D,), eps=1e-6)
+        m = torch.nn.functional.rms_norm(h, (D,), eps=1e-5)  # the backbone's
         return torch.cat([torch.zeros_like(m[:, :1]), m[:, :-1]], 1)
 
     def keys_values(layer, a, m):
