@@ -175,8 +175,8 @@ def test_a_special_token_as_stop_string(client, app, monkeypatch):
         assert [_text(choice) for choice in got["choices"]] == list(parts.values())
 
 
-def _forward(forward, ids, **arguments):
-    return forward(ids % 257, **arguments)  # the tokens that are added are not in the model
+def _forward(forward, input_ids, **arguments):
+    return forward(input_ids % 257, **arguments)  # the tokens that are added are not in the model
 
 
 def _text(choice) -> str:

@@ -353,13 +353,14 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(known, 0)
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad: int, memory: Sequence[Sequence[int]] | None = None):
+def pad_left(sequences: Sequence[Sequence[int]], pad: int, memory: Sequence[Sequence[int]] | None = None, device=None):
     """Sequences of tokens as one batch that ends together, for generation.
 
     Args:
         sequences: at least one.
         pad: the id written at padding.
         memory: memory masks of the same lengths.
+        device: of what is returned.
 
     Returns:
         `input_ids` and `attention_mask` (0 at padding), and `memory_mask` (1 at padding) if `memory` is given: int64
@@ -370,7 +371,7 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int, memory: Sequence[Sequ
     width = max(map(len, sequences))
 
     def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+        return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows], device=device)
 
     batch = {"input_ids": padded(sequences, pad), "attention_mask": padded([[1] * len(row) for row in sequences], 0)}
     return batch if memory is None else batch | {"memory_mask": padded(memory, 1)}

@@ -70,8 +70,7 @@ def prefill(
 
     memory: for every token of each prompt 1 where it takes in the memory of the one before it (None: all do).
     """
-    batch = {name: x.to(model.device) for name, x in pad_left(prompts, 0, memory).items()}
-    out = model(**batch, use_cache=True, logits_to_keep=1)
+    out = model(**pad_left(prompts, 0, memory, model.device), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
 
 
