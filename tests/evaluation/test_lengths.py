@@ -74,7 +74,7 @@ def test_first_tokens_are_a_mean_over_texts_of_their_means():
             math.exp(one.loss)
         )
         assert (one.length, one.texts, one.tokens) == (n, 3, sum(len(text[:n]) - 1 for text in texts))
-    assert abs(found[0].loss - math.fsum(nats_of(model, t[:24]) for t in texts) / found[0].tokens) > 1e-3
+    assert abs(found[0].loss - math.fsum(nats_of(model, t[:24])[0] for t in texts) / found[0].tokens) > 1e-3
     assert cut_table(found).row_count == 3 and found[1].to_dict()["length"] == 8
     with pytest.raises(ValueError, match="lengths: 1: must be at least 2"):
         first_tokens(model, texts, [1])
