@@ -39,8 +39,11 @@ test-all: $(READY)
 	$(PYTEST)
 
 # What users get: pip's own choice today, and the oldest that pyproject.toml declares. Both are environments of their
-# own, with the package's dependencies alone; only torch is held, to the CPU build.
-VERSIONS := tests/test_versions.py tests/test_matrix.py tests/core/test_model.py -m "not slow" -k "test_versions or gpt2"
+# own, with the package's dependencies alone; only torch is held, to the CPU build. They run the README's five lines,
+# the command line, both names of a cache, imports in two orders, and the matrix on one family.
+VERSIONS := tests/test_versions.py tests/test_matrix.py tests/core/test_model.py tests/core/test_cache_names.py \
+	tests/test_imports.py tests/test_readme.py::test_python_blocks_run \
+	tests/training/test_verbs.py::test_train_eval_generate -m "not slow" -k "not test_matrix or gpt2"
 
 .venv-%/.ready: pyproject.toml constraints-torch.txt constraints-oldest.txt
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*

@@ -89,7 +89,9 @@ def read(command: str) -> None:
     if "undertow" in words:
         read_by_us(words[words.index("undertow") + 1 :])
     elif words[0] == "make":
-        assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.M), command
+        assert re.search(
+            rf"^[\w -]*\b{re.escape(words[1])}\b[^:=]*:(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+        ), command
     elif words[0] == "pip" or words[1:3] == ["-m", "pip"]:
         extras = re.findall(r"undertow\[(.*?)\]", command)
         known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.M)

@@ -31,7 +31,7 @@ from undertow.outside import Outside
 from undertow.plan import each_layer_once
 from undertow.schedules import Converge, Schedule, Sequential
 from undertow.store import overwrite, take, write
-from undertow.versions import CACHE, one_cache
+from undertow.versions import one_cache
 
 if TYPE_CHECKING:
     from undertow.exits import Exit
@@ -217,7 +217,7 @@ class UndertowForCausalLM(Outside, Generating, GenerationMixin):
         out = UndertowOutput(
             loss=loss,
             logits=logits,
-            **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
+            cache=cache if use_cache else None,
             sweep_losses=sweep_losses,
             memory=memory if memory is None or memory.shape[2] > 1 else memory[:, :, 0],
             residual=trace.residual,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from undertow.cache import UndertowCache
-from undertow.versions import CACHE, NEW, OLD
+from undertow.versions import NEW, OLD
 
 __all__ = ["UndertowOutput"]
 
@@ -23,7 +22,7 @@ class UndertowOutput(ModelOutput):
             labels were given; `undertow.loss` has the formula.
         logits: `_BTV`, each position from the last sweep that read it out (with labels and more than one such sweep:
             without gradient, which the loss has).
-        past_key_values: the `UndertowCache`, keys and values of every slot and the memory; also as `cache`.
+        cache: the `UndertowCache`, keys and values of every slot and the memory; also as `past_key_values`.
         hidden_states: with `output_hidden_states`, `_BTD` each: the embeddings, then what every visit of a layer or
             block wrote (more entries than layers where some run again), the last one after the final norm.
         sweep_losses: one loss a read-out, unweighted.
@@ -37,10 +36,7 @@ class UndertowOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    if TYPE_CHECKING or CACHE == OLD:
-        past_key_values: UndertowCache | None = None
-    else:
-        cache: UndertowCache | None = None
+    cache: UndertowCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     sweep_losses: Tensor | None = None
     memory: Tensor | None = None
@@ -50,5 +46,27 @@ class UndertowOutput(ModelOutput):
     rounds: Tensor | None = None
     last_hidden_state: Tensor | None = None
 
+    @property
+    def past_key_values(self) -> UndertowCache | None:
+        """The cache, by its older name; that name is understood wherever one is given."""
+        return self.cache
 
-setattr(UndertowOutput, OLD if CACHE == NEW else NEW, property(lambda self: getattr(self, CACHE)))
+    def __setattr__(self, name, value):
+        super().__setattr__(_new(name), value)
+
+    def __contains__(self, key):
+        return super().__contains__(_new(key))
+
+    def __getitem__(self, key):
+        return super().__getitem__(_new(key))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(_new(key), value)
+
+    def get(self, key, default=None):
+        """As of any mapping."""
+        return super().get(_new(key), default)
+
+
+def _new(name):
+    return NEW if name == OLD else name

@@ -27,7 +27,7 @@ from undertow.recipe_sections import Backbone, Data, Evaluation, Future, Section
 from undertow.recipe_yaml import Loader, read_yaml
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from undertow.trm.recipe import PuzzleRecipe
 

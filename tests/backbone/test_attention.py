@@ -14,6 +14,7 @@ from undertow import reference
 from undertow.backbone.attention import attend
 from undertow.recipe import Recipe, RecipeError
 from undertow.training.run import build_model
+from undertow.versions import CACHE
 
 METHODS = {"t2mlr": dict(time=ut.T2MLR(1, 2)), "lrt": dict(time=ut.LRT(2)), "trm": dict(depth=ut.TRMBlock(layers=1))}
 SCHEDULES = [ut.Cyclic(3, 2), ut.Jacobi(2), ut.Interleaved(2), ut.Sequential()]  # every other one with pads
@@ -134,8 +135,8 @@ def decodes(family, method, name):
             assert torch.equal(*texts)
     cache, logits = None, []
     for part in (slice(0, 4), slice(4, 8), slice(8, 9)):
-        out = other(x[:, part], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = other(x[:, part], **{CACHE: cache}, use_cache=True)
+        cache = out[CACHE]
         logits.append(out.logits)
     assert gap(torch.cat(logits, 1), model(x).logits) < 10 * TOLERANCE[family]
 

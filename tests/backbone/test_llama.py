@@ -18,6 +18,7 @@ from rounding import assert_copied, assert_same
 from undertow.analysis import flops
 from undertow.backbone import UndertowLlamaConfig
 from undertow.backbone.positions import POSITIONS
+from undertow.versions import CACHE
 
 FREE = [p for p in POSITIONS if p != "learned"]  # encodings without a longest text
 SIZES = dict(
@@ -95,8 +96,8 @@ def test_the_backbone_alone(position):
     assert gap(lm(inputs_embeds=lm.model.embed_tokens(x)).logits, expected) < 1e-5
     cache, parts = None, []
     for part in x.split([4, 3, 1, 1, 1, 1], 1):
-        out = lm(part, past_key_values=cache, use_cache=True)
-        cache, parts = out.past_key_values, [*parts, out.logits]
+        out = lm(part, **{CACHE: cache}, use_cache=True)
+        cache, parts = out[CACHE], [*parts, out.logits]
     assert gap(torch.cat(parts, 1), expected) < 1e-5
     x, mask = padded(x, [0, 3])
     made = lm.generate(x, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=1)
@@ -213,8 +214,8 @@ def test_longer_than_in_training(position):
     expected = dense(ours.backbone, x, (2, 1, 1, 2))
     cache, parts = None, []
     for part in x.split([4, 9, *[1] * 10], 1):
-        out = ours(part, past_key_values=cache, use_cache=True)
-        cache, parts = out.past_key_values, [*parts, out.logits]
+        out = ours(part, **{CACHE: cache}, use_cache=True)
+        cache, parts = out[CACHE], [*parts, out.logits]
     assert gap(torch.cat(parts, 1), expected) < 1e-5
     made = ours.generate(x[:, :4], max_new_tokens=12, do_sample=False)
     assert torch.equal(made[:, 4:], dense(ours.backbone, made, (2, 1, 1, 2))[:, 3:-1].argmax(-1))
@@ -226,9 +227,9 @@ def test_a_learned_table_ends():
         run(x[:, :8])
         with pytest.raises(ValueError, match="11 positions: the .*learned position table has 8"):
             run(x)
-        cache = run(x[:, :6], use_cache=True).past_key_values
+        cache = run(x[:, :6], use_cache=True)[CACHE]
         with pytest.raises(ValueError, match="9 positions"):
-            run(x[:, 6:9], past_key_values=cache)
+            run(x[:, 6:9], **{CACHE: cache})
 
 
 def test_a_repetition_without_encoding():
@@ -307,7 +308,7 @@ def test_flops_of_cope(time, longest, using):
     with torch.no_grad():
         counted, out = count(lambda: ours(x[:1], schedule=ut.Cyclic(3, 1), logits_to_keep=1, use_cache=True))
         assert flops.prefill_flops(ours, 12, ut.Cyclic(3, 1)) == counted
-        counted, _ = count(lambda: ours(x[:1, :1], past_key_values=out.past_key_values, logits_to_keep=1))
+        counted, _ = count(lambda: ours(x[:1, :1], **{CACHE: out[CACHE]}, logits_to_keep=1))
         assert flops.decode_flops(ours, 12) == counted
 
 

@@ -39,6 +39,7 @@ def test_a_tied_vocabulary_grows_and_survives(tmp_path):
     assert same(loaded(x).logits, model(x).logits) and gap(loaded(x).logits[..., :V], before) < 1e-6
 
 
+@pytest.mark.deprecated
 @torch.no_grad()
 def test_precision_is_what_is_asked_for(saved):
     half = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()

@@ -15,6 +15,7 @@ from matrix import Case, T
 from models import CONFIGS, V, build, gap, ids, randomise
 from rounding import assert_copied, assert_same, same
 from undertow.backbone.nanochat import Layer
+from undertow.versions import CACHE
 
 FAMILY = "undertow_nanochat"
 
@@ -321,7 +322,7 @@ def test_autocast_keeps_keys_and_values_small():
     whole = model(x, use_cache=True, schedule=ut.Sequential())
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x, use_cache=True, schedule=ut.Sequential())
-    kept = [t.dtype for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+    kept = [t.dtype for layer in out[CACHE].layers for t in (layer.keys, layer.values)]
     assert set(kept) == {torch.bfloat16} and gap(out.logits, whole.logits) < 0.2
 
 

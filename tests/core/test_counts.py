@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import undertow as ut
 from models import CONFIGS, LAYERS, ids
 from undertow.analysis.counts import launches, saved_bytes
+from undertow.versions import CACHE
 
 T = 24
 TIMES = {"t2mlr": ut.T2MLR(1, 2), "lrt": ut.LRT(), "lrt-layerwise": ut.LRT(shared=False)}
@@ -161,13 +162,13 @@ def test_launches_of_a_subset_sweep(time, sweep):
 
 
 def step(model, cache):
-    return launches(lambda: model(input_ids=ids(2, 1), past_key_values=cache, use_cache=True))
+    return launches(lambda: model(input_ids=ids(2, 1), **{CACHE: cache}, use_cache=True))
 
 
 def decoding(model):
     """Operators of one token after T cached ones."""
     with torch.no_grad():
-        cache = model.eval()(ids(2, T), use_cache=True).past_key_values
+        cache = model.eval()(ids(2, T), use_cache=True)[CACHE]
         return step(model, cache)
 
 
@@ -181,10 +182,7 @@ def test_no_recurrence_costs_no_launch():
     """A backbone run by our executor launches what Hugging Face's own forward does, or less."""
     theirs, ours = plain(), make().eval()
     assert forward(ours, ut.Jacobi(0)).total() <= launches(lambda: theirs(ids(2, T), use_cache=False)).total()
-    assert (
-        decoding(ours).total()
-        <= step(theirs, theirs(ids(2, T), past_key_values=DynamicCache()).past_key_values).total()
-    )
+    assert decoding(ours).total() <= step(theirs, theirs(ids(2, T), **{CACHE: DynamicCache()})[CACHE]).total()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +205,7 @@ def test_what_a_recurrence_adds_to_a_decoded_token(time, more, matrices):
 @torch.no_grad()
 def test_a_decoded_token_runs_every_layer_once():
     model = make(ut.LRT()).eval()
-    cache = model(ids(2, T), use_cache=True).past_key_values
+    cache = model(ids(2, T), use_cache=True)[CACHE]
     calls = []
     for layer in model.view.layers:
         layer.register_forward_hook(lambda *a: calls.append(1))

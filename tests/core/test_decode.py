@@ -11,6 +11,7 @@ from undertow import stepper
 from undertow.analysis.counts import launches
 from undertow.decode import lean, why_not
 from undertow.stepper import Stepper
+from undertow.versions import CACHE
 
 SLOW = GenerationMixin._sample  # Hugging Face's loop, on `forward`: the definition
 SWEEP = dict(schedule=ut.Jacobi(0))  # how a prompt is read is not what is tested here: the cheapest will do
@@ -68,7 +69,7 @@ def test_tokens_scores_and_cache_are_those_of_hugging_faces_loop(family, depth, 
     x[0, -1] = x[1, -2] = PLANTED
     ours, slow = made(model, x, attention_mask=mask, do_sample=False)
     same(ours, slow)
-    same_cache(ours.past_key_values, slow.past_key_values)
+    same_cache(ours[CACHE], slow[CACHE])
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def test_what_a_prompt_may_bring():
     ):
         same(*made(model, x, **few, **arguments))
     more = torch.cat([plain, ids(2, 3, seed=5)], 1)
-    again = [model.generate(more, past_key_values=c.past_key_values, pad_token_id=1, **few) for c in (first, slow)]
+    again = [model.generate(more, **{CACHE: c[CACHE]}, pad_token_id=1, **few) for c in (first, slow)]
     assert torch.equal(*again)
     marked, x[0, -1] = build("gpt2", time=ut.Coconut(PLANTED)), PLANTED
     same(*made(marked, x, **few, memory_mask=torch.ones_like(x), logits_processor=[_plant]))
@@ -193,7 +194,7 @@ def test_what_comes_out_can_be_trained_on():
     out = model.generate(
         ids(2, 5), max_new_tokens=3, do_sample=True, pad_token_id=1, return_dict_in_generate=True, output_scores=True
     )
-    cache = out.past_key_values
+    cache = out[CACHE]
     tensors = [out.sequences, *out.scores, cache.memory_BND, *(x for s in cache.layers for x in (s.keys, s.values))]
     assert not any(x.is_inference() or x.requires_grad for x in tensors)
     model.train()(out.sequences, labels=out.sequences).loss.backward()
@@ -253,8 +254,8 @@ def test_a_plain_token_launches_less_than_the_backbone(family):
     model, x = build(family), ids(2, 8)
     found = tokens_of(model, x)
     assert len({tuple(sorted(f.items())) for f in found}) == 1  # nothing grows with the text
-    cache = model.backbone(x, use_cache=True).past_key_values
-    theirs = launches(lambda: model.backbone(x[:, :1], past_key_values=cache, use_cache=True))
+    cache = model.backbone(x, use_cache=True)[CACHE]
+    theirs = launches(lambda: model.backbone(x[:, :1], **{CACHE: cache}, use_cache=True))
     assert found[0].total() < theirs.total()
     written = found[0]["copy_"] - theirs["copy_"]
     assert written == 2 * LAYERS and theirs["cat"] - found[0]["cat"] >= 2 * LAYERS  # in place, nothing copied whole

@@ -6,6 +6,7 @@ import torch
 import undertow as ut
 from matrix import padded
 from models import build, gap, ids
+from undertow.versions import CACHE
 
 MODELS = [(None, ut.T2MLR(1, 2)), (ut.ReuseMap([1, 2, 1, 1]), ut.LRT(2)), (ut.TRMBlock(inner=2), None)]
 models = pytest.mark.parametrize("depth, time", MODELS, ids=str)
@@ -40,7 +41,7 @@ def test_continuing_from_a_returned_cache(depth, time):
     model, x = build("gpt2", depth, time), ids(2, 5)
     first = greedy(model, x, return_dict_in_generate=True)
     more = torch.cat([first.sequences, ids(2, 3, seed=5)], 1)
-    again = greedy(model, more, past_key_values=first.past_key_values)
+    again = greedy(model, more, **{CACHE: first[CACHE]})
     assert torch.equal(again, greedy(model, more))
 
 

@@ -158,7 +158,13 @@ class Layer(GradientCheckpointingLayer):
         self.loop = LoopEncoding(repeats, config.hidden_size) if repeats > 1 else None
 
     def forward(
-        self, x_BSD: Tensor, attention_mask=None, past_key_values=None, position_embeddings=(), repeat: int = 0
+        self,
+        x_BSD: Tensor,
+        attention_mask=None,
+        past_key_values=None,
+        position_embeddings=(),
+        repeat: int = 0,
+        cache=None,
     ) -> Tensor:
         """One visit. Raises ValueError for a repetition that the loop encoding does not have."""
         loop, read_BSD = self.loop, x_BSD
@@ -170,7 +176,7 @@ class Layer(GradientCheckpointingLayer):
                 )
             read_BSD = x_BSD + loop.input.weight[repeat]  # the residual stream itself stays clean
         a_BSD = self.input_layernorm(read_BSD)
-        x_BSD = x_BSD + self.self_attn(a_BSD, attention_mask, past_key_values, position_embeddings)
+        x_BSD = x_BSD + self.self_attn(a_BSD, attention_mask, one_cache(past_key_values, cache), position_embeddings)
         m_BSD = self.mlp(self.post_attention_layernorm(x_BSD))
         return x_BSD + (m_BSD if loop is None else loop.weight.weight[repeat] * m_BSD)
 
@@ -265,7 +271,7 @@ class UndertowLlamaModel(UndertowLlamaPreTrainedModel):
         mask = create_causal_mask(self.config, x_BTD, attention_mask, past_key_values, position_ids)
         context = self.context(input_ids, x_BTD, position_ids, rows_1T)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, attention_mask=mask, past_key_values=past_key_values, **context)
+            x_BTD = layer(x_BTD, attention_mask=mask, **{CACHE: past_key_values}, **context)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), **{CACHE: past_key_values})
 
 

@@ -18,7 +18,6 @@ from undertow.decode import lean
 from undertow.model import UndertowForCausalLM
 from undertow.schedules import Cyclic, Interleaved, Jacobi, Schedule, Sequential
 from undertow.stepper import Stepper, compiling
-from undertow.versions import CACHE
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def stepping(model: UndertowForCausalLM, x: Tensor) -> Call:
     def run() -> None:
         cache = None
         for t in range(x.shape[1]):
-            cache = getattr(model(x[:, t : t + 1], **{CACHE: cache}, use_cache=True), CACHE)
+            cache = model(x[:, t : t + 1], cache=cache, use_cache=True).cache
 
     return run
 

@@ -158,7 +158,7 @@ class Writing:
                     again = loop.time() + LOOK_AGAIN
                 try:
                     i, piece = await asyncio.wait_for(self.pieces.get(), LOOK_AGAIN)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     continue
                 if piece.finish == "error":
                     raise Refused(500, f"the text could not be written: {piece.text}")
