@@ -30,7 +30,7 @@ from undertow_cli import (
     sweep,
     train,
 )
-from undertow_cli.console import Closed, as_text, errors, finish, out, say, show_anything
+from undertow_cli.console import Closed, as_text, errors, finish, out, say, show_anything, there
 
 __all__ = ["app", "main"]
 
@@ -60,12 +60,24 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {  # and what each says when
     "import": (import_.import_, "what --out holds, if anything, is not whole"),
     "export": (export.export, "what --out holds, if anything, is not whole"),
 }
+READ = {  # the argument that names what a verb reads, and what that is
+    **dict.fromkeys(("show", "train", "check"), ("target", "file")),
+    **dict.fromkeys(("eval", "generate", "serve", "report", "import", "export"), ("folder", "folder")),
+    "compare": ("files", "file"),
+    "sweep": ("file", "file"),
+}
 
 
-def _stoppable(verb: Callable[..., None], said: str) -> Callable[..., None]:
+def _stoppable(name: str, verb: Callable[..., None], said: str) -> Callable[..., None]:
+    """The verb, ended by a signal with words of its own; what it reads is there before the library loads."""
+
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
-        given = {name: as_text(value) for name, value in kwargs.items()}
+        given = {key: as_text(value) for key, value in kwargs.items()}
+        argument, kind = READ.get(name, (None, ""))
+        paths = () if argument is None else given[argument]
+        for path in paths if isinstance(paths, list | tuple) else (paths,):
+            there(path, kind)
         from undertow.training import signals
 
         try:
@@ -79,7 +91,7 @@ def _stoppable(verb: Callable[..., None], said: str) -> Callable[..., None]:
 
 
 for _name, (_verb, _said) in VERBS.items():
-    app.command(_name)(_stoppable(_verb, _said))
+    app.command(_name)(_stoppable(_name, _verb, _said))
 
 
 @app.callback(invoke_without_command=True)

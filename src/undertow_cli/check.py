@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from undertow_cli.console import Accept, Device, Overrides, Target, out, quiet, there
+from undertow_cli.console import Accept, Device, Overrides, Target, out, quiet
 
 
 def check(
@@ -14,7 +14,6 @@ def check(
     device: Device = "auto",
 ) -> None:
     """Check causality, caching and padding, and how far the training schedule is from true decoding."""
-    there(target, "file")
     from undertow.analysis.check import run
 
     quiet()

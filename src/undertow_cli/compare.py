@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, Out, Overrides, headline, out, quiet, there
+from undertow_cli.console import Accept, Device, Out, Overrides, headline, out, quiet
 
 
 def compare(
@@ -25,8 +25,6 @@ def compare(
 
     Of folders of finished runs (or of comparisons), only what they measured is put together.
     """
-    for file in files:
-        there(file, "file")
     from undertow.analysis import compare as comparison
     from undertow.analysis import report
     from undertow.analysis.columns import table

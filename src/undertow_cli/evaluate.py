@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undertow_cli.console import Accept, Device, Memory, Overrides, Run, of_puzzles, only, out, quiet, there
+from undertow_cli.console import Accept, Device, Memory, Overrides, Run, of_puzzles, only, out, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,6 @@ def evaluate(
 
     Of a run on puzzles: accuracy against supervision steps, and with early exit.
     """
-    there(folder, "folder")
     from undertow.analysis.columns import table
     from undertow.evaluation.accuracy import table as accuracy_table
     from undertow.training import run

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Run, of_puzzles, out, quiet, there
+from undertow_cli.console import Run, of_puzzles, out, quiet
 
 
 def export(
@@ -15,7 +15,6 @@ def export(
     into: Annotated[Path, typer.Option("--out", help="New folder for the plain model.")],
 ) -> None:
     """Unroll a model that is recurrent over depth alone into a plain checkpoint of its family, with equal logits."""
-    there(folder, "folder")
     from undertow import convert
 
     quiet()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from undertow_cli.console import Device, Memory, Run, as_text, of_puzzles, only, out, quiet, there
+from undertow_cli.console import Device, Memory, Run, as_text, of_puzzles, only, out, quiet
 
 
 def generate(
@@ -35,7 +35,6 @@ def generate(
     picture: Annotated[Path | None, typer.Option(help="Of puzzles: every step, as a .gif or a .png.")] = None,
 ) -> None:
     """Stream text from a trained model, talk with it (if its tokenizer has a chat template), or solve a puzzle."""
-    there(folder, "folder")
     from undertow.evaluation import samples
     from undertow.training import run
 

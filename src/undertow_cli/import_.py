@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import out, quiet, there
+from undertow_cli.console import out, quiet
 
 
 def import_(
@@ -19,7 +19,6 @@ def import_(
     ] = None,
 ) -> None:
     """Import a published T2MLR or LRT checkpoint: every tensor finds its place, or nothing is written."""
-    there(folder, "folder")
     from undertow import convert
 
     quiet()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, out, quiet, there
+from undertow_cli.console import Accept, Device, out, quiet
 
 
 def report(
@@ -16,7 +16,6 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write report.html from what lies in the folder; no result file is changed."""
-    there(folder, "folder")
     from undertow.analysis.report import write
 
     quiet()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Memory, Run, errors, out, quiet, there
+from undertow_cli.console import Device, Memory, Run, errors, out, quiet
 
 LOCAL = {
     "127.0.0.1": ("127.0.0.1", "localhost"),
@@ -36,7 +36,6 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a trained model over HTTP: OpenAI's completions and chat, and a page at /."""
-    there(folder, "folder")
     try:
         import uvicorn
 

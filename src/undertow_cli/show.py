@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Device, Overrides, Target, out, quiet, there
+from undertow_cli.console import Device, Overrides, Target, out, quiet
 
 
 def show(
@@ -23,7 +23,6 @@ def show(
     device: Device = "auto",
 ) -> None:
     """Show the plan as a picture, parameters, layer evaluations, and FLOPs (of text, per schedule)."""
-    there(target, "file")
     from undertow import recipe
 
     quiet()

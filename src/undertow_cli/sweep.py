@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow_cli.console import Device, Out, Overrides, headline, out, quiet, there
+from undertow_cli.console import Device, Out, Overrides, headline, out, quiet
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -26,7 +26,6 @@ def sweep(
     folder: Out = None,
 ) -> None:
     """Train lists and grids of recipes, each in a process of its own; end with one table. Status 1: a run failed."""
-    there(file, "file")
     from undertow.analysis import results
     from undertow.training import sweep as sweeps
     from undertow.training.progress import progress

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from undertow_cli.console import Accept, Device, Out, Overrides, Target, headline, out, quiet, there
+from undertow_cli.console import Accept, Device, Out, Overrides, Target, headline, out, quiet
 
 
 def train(
@@ -18,7 +18,6 @@ def train(
     folder: Out = None,
 ) -> None:
     """Train one model and measure it; everything lies in one folder under runs/."""
-    there(target, "file")
     from undertow import recipe
     from undertow.analysis import report
     from undertow.analysis.columns import table

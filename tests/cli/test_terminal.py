@@ -151,13 +151,13 @@ def test_streams_that_are_closed(recipe, monkeypatch, capsys):
     assert end.value.code == 2 and "a conversation needs a terminal" in capsys.readouterr().err
 
 
-def test_a_path_that_is_mistyped_is_said_with_the_nearest(tmp_path):
+def test_a_path_that_is_mistyped_is_said_before_anything_loads(tmp_path):
     (tmp_path / "runs" / "demo-1").mkdir(parents=True)
     code = "import sys; from undertow_cli import main\nfor verb in sys.argv[1:]:\n try: main([verb, 'runs/dem-1'])\n"
-    code += " except SystemExit as end: print(end.code)"
+    code += " except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     verbs = ["show", "train", "compare", "sweep", "eval", "generate", "serve", "check", "report"]
     done = subprocess.run([sys.executable, "-c", code, *verbs], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "2\n" * len(verbs)
+    assert done.stdout == "2 False\n" * len(verbs)
     lines = done.stderr.splitlines()
     assert len(lines) == len(verbs) and all(line.endswith("; did you mean 'runs/demo-1'?") for line in lines), lines
 
