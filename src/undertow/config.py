@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -106,7 +107,10 @@ class UndertowConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved: no field of the backbone's beside those under `backbone`."""
-        return self._own(super().to_diff_dict())
+        unnamed = copy.copy(
+            self
+        )  # no model's config: of one in memory the name would be a folder, made when it is read
+        return self._own(super(UndertowConfig, unnamed).to_diff_dict())
 
     def _own(self, values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in vars(self) or hasattr(type(self), name)}

@@ -4,11 +4,13 @@ import copy
 import gc
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import undertow as ut
 from models import CONFIGS, gap, ids, randomise
+from undertow import in_memory
 
 
 def wrapped(schedule=None):
@@ -69,3 +71,12 @@ def test_two_models_of_one_config_have_no_name():
     config = wrapped().config
     models = [ut.UndertowForCausalLM(config) for _ in range(2)]
     assert config._name_or_path == "" and len(models) == 2
+
+
+def test_saving_asks_for_no_name(tmp_path, monkeypatch):
+    """The name of a model in memory is a folder, made when it is read: writing a config does not read it."""
+    model = wrapped()
+    monkeypatch.setattr(in_memory, "_new", lambda model: pytest.fail("a folder was made"))
+    model.config.to_json_string(), model.config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).methods() == model.config.methods()
