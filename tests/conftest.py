@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import re
 from importlib.util import find_spec
 
@@ -16,6 +17,7 @@ import relay
 import undertow as ut
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 if os.environ.get("UNDERTOW_RELAY", "0") != "0":
     relay.install()
 

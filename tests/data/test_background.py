@@ -25,6 +25,23 @@ def test_results_and_errors_come_back():
     assert outcome == [thread]  # signals come to the main thread alone
 
 
+def test_a_signal_while_the_thread_starts_is_told_to_the_work(monkeypatch):
+    told, start = threading.Event(), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    def work(left):
+        left.wait(5)
+        told.set()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        heard(work)
+    assert told.is_set()
+
+
 def test_a_signal_ends_the_wait_and_the_work_is_told():
     told, working = threading.Event(), threading.Event()
 

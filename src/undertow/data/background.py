@@ -34,8 +34,8 @@ def heard(work: Callable[[threading.Event], T]) -> T:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
     try:
+        thread.start()  # inside: a handler may raise as soon as it runs
         while thread.is_alive():
             thread.join(_STEP)
     except BaseException:

@@ -101,7 +101,7 @@ def train(
         warnings.warn(f"{folder}: no complete checkpoint; training starts from the beginning", stacklevel=2)
     if newest is not None:
         step, carry, sums = checkpoints.restore(newest, model, optimiser, ema, seed)
-    net = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+    net = DistributedDataParallel(model, forward_sync_buffers=False) if ranks > 1 else model
     log, tally = Log(folder / "metrics.jsonl", step, watch), Tally(sums)
     read = data.batches(settings.batch_size, seed, step)
     with signals.held() as asked:
