@@ -2,8 +2,8 @@
 
 import logging
 import os
-import signal
 import re
+import signal
 from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
